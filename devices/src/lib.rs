@@ -1,0 +1,1 @@
+//! Virtio devices, serial port, address bus and the output gate.

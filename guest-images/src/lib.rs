@@ -1,0 +1,1 @@
+//! Guest images that are embedded in the evertwin binary.

@@ -1,0 +1,1 @@
+//! The replication protocol: a state machine without I/O or clock.

@@ -1,0 +1,1 @@
+//! Drives the replication protocol over io_uring sockets.

@@ -1,0 +1,1 @@
+//! End-to-end test harness: hosts in network namespaces, clients and judges.

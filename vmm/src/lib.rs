@@ -1,0 +1,1 @@
+//! Evertwin's virtual machine monitor: machine, boot, vCPUs, checkpoints and the command line.

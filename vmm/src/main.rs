@@ -1,0 +1,2 @@
+//! The `evertwin` command.
+fn main() {}
