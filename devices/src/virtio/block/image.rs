@@ -1,0 +1,292 @@
+//! A raw disk image: opened, checked and locked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom as Place, fallocate, flock, seek};
+
+/// Size of a sector in bytes (virtio 1.2, 5.2.4).
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Bytes written at once where an image has to be filled with zeroes.
+const CLEAR_BYTES: usize = 1 << 20;
+
+/// How long a lock held by another process is waited for.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time between two attempts.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// Why a disk image can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no such file.
+    #[error("disk image {0} does not exist: create it, for instance with `truncate -s 1G {0}`")]
+    Missing(PathBuf),
+    /// The file may not be opened for reading and writing.
+    #[error(
+        "disk image {0} can't be written by this user: fix its permissions or make the disk \
+         read-only"
+    )]
+    NoRights(PathBuf),
+    /// It is a directory, a pipe or the like.
+    #[error("disk image {0} is neither a file nor a block device: give a raw image")]
+    NotAFile(PathBuf),
+    /// Its size is no whole number of sectors, or zero.
+    #[error(
+        "disk image {path} is {bytes} bytes long, not a positive multiple of 512: resize it with \
+         `truncate -s %512 {path}`"
+    )]
+    BadSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Another process has it open.
+    #[error("disk image {0} is used by another process: stop that one or use another image")]
+    Locked(PathBuf),
+    /// Anything else.
+    #[error("disk image {path} can't be opened: {error}")]
+    Io {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// An open image. The lock is given up when it is dropped.
+#[derive(Debug)]
+pub struct DiskImage {
+    file: File,
+    path: PathBuf,
+    sectors: u64,
+    read_only: bool,
+}
+
+impl DiskImage {
+    /// Opens and locks an image: for this process alone, or shared with other readers if
+    /// `read_only`.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => ImageError::Missing(path.into()),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                ImageError::NoRights(path.into())
+            }
+            io::ErrorKind::IsADirectory => ImageError::NotAFile(path.into()),
+            _ => ImageError::Io {
+                path: path.into(),
+                error,
+            },
+        };
+        // Asked before opening: opening a pipe would wait for its other end.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(ImageError::NotAFile(path.into()));
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .map_err(failed)?;
+        let operation = match read_only {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match lock(&file, operation) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ImageError::Locked(path.into())),
+            Err(error) => return Err(failed(error.into())),
+        }
+        let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+            return Err(ImageError::BadSize {
+                path: path.into(),
+                bytes,
+            });
+        }
+        Ok(Self {
+            file,
+            path: path.into(),
+            sectors: bytes / SECTOR_BYTES,
+            read_only,
+        })
+    }
+
+    /// Size in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Whether it may only be read.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// True when `len` bytes at `offset` are inside the image.
+    pub(super) fn contains(&self, offset: u64, len: u64) -> bool {
+        let bytes = self.sectors * SECTOR_BYTES;
+        offset.checked_add(len).is_some_and(|end| end <= bytes)
+    }
+
+    /// The next piece of contents at or after `from`, at most `limit` bytes: where it starts,
+    /// and its bytes. Holes are passed over. None at the end of the image.
+    pub(super) fn next_contents(
+        &self,
+        from: u64,
+        limit: usize,
+    ) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let end = self.sectors * SECTOR_BYTES;
+        // Not every file system or device knows its holes: then all of it is contents.
+        let start = match seek(&self.file, Place::Data(from)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(_) => from,
+        };
+        if start >= end {
+            return Ok(None);
+        }
+        let stop = seek(&self.file, Place::Hole(start)).unwrap_or(end);
+        let len = (stop.min(end).max(start + 1) - start).min(limit as u64);
+        let mut bytes = vec![0; len as usize];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(Some((start, bytes)))
+    }
+
+    /// Makes the whole image read as zeroes.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        let end = self.sectors * SECTOR_BYTES;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if fallocate(&self.file, flags, 0, end).is_ok() {
+            return Ok(());
+        }
+        let zeroes = vec![0; CLEAR_BYTES];
+        let mut at = 0;
+        while at < end {
+            let len = (end - at).min(CLEAR_BYTES as u64);
+            self.file.write_all_at(&zeroes[..len as usize], at)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes to the image, now.
+    pub(super) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if !self.contains(offset, data.len() as u64) {
+            let message = format!(
+                "a write of {} bytes at {offset} is outside disk image {}: give both twins images \
+                 of one size",
+                data.len(),
+                self.path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        self.file.write_all_at(data, offset)
+    }
+}
+
+/// Locks an image, waiting a little: after a process is killed, the kernel finishes its disk
+/// operations, and only then its locks go.
+fn lock(file: &File, operation: FlockOperation) -> rustix::io::Result<()> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match flock(file, operation) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_image_and_the_fix() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        let error = DiskImage::open(&path, false).unwrap_err().to_string();
+        assert!(
+            error.contains("disk.img does not exist: create it"),
+            "{error}"
+        );
+
+        let error = DiskImage::open(dir.path(), false).unwrap_err();
+        assert!(matches!(error, ImageError::NotAFile(_)), "{error}");
+
+        for bytes in [0, 513] {
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            let error = DiskImage::open(&path, false).unwrap_err().to_string();
+            assert!(error.contains("multiple of 512: resize"), "{error}");
+        }
+    }
+
+    #[test]
+    fn contents_are_found_between_holes_and_cleared() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(4 * MIB).unwrap();
+        let image = DiskImage::open(&path, false).unwrap();
+        assert!(image.next_contents(0, 4096).unwrap().is_none());
+        image.write_at(2 * MIB + 512, &[7; 512]).unwrap();
+        let mut found = vec![0; 4 * MIB as usize];
+        let mut at = 0;
+        let mut copied = 0;
+        while let Some((start, bytes)) = image.next_contents(at, 4096).unwrap() {
+            assert!(start >= at && (1..=4096).contains(&bytes.len()));
+            found[start as usize..][..bytes.len()].copy_from_slice(&bytes);
+            copied += bytes.len();
+            at = start + bytes.len() as u64;
+        }
+        assert_eq!(found, std::fs::read(&path).unwrap());
+        assert!(
+            copied < MIB as usize,
+            "{copied} bytes copied of a sparse image"
+        );
+        image.clear().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![0; 4 * MIB as usize]);
+    }
+
+    #[test]
+    fn an_image_has_one_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(1024).unwrap();
+        let image = DiskImage::open(&path, false).unwrap();
+        assert_eq!(image.sectors(), 2);
+        for read_only in [false, true] {
+            let error = DiskImage::open(&path, read_only).unwrap_err().to_string();
+            assert!(error.contains("used by another process"), "{error}");
+        }
+        // A lock that goes meanwhile is waited for.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| DiskImage::open(&path, true));
+            drop(image);
+            waiting.join().unwrap().unwrap();
+        });
+        let _first = DiskImage::open(&path, true).unwrap();
+        let _second = DiskImage::open(&path, true).unwrap();
+    }
+
+    #[test]
+    fn writes_outside_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(1024).unwrap();
+        let image = DiskImage::open(&path, false).unwrap();
+        image.write_at(512, &[1; 512]).unwrap();
+        assert!(image.write_at(513, &[1; 512]).is_err());
+        assert!(image.write_at(u64::MAX, &[1]).is_err());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1024);
+    }
+}

@@ -1,0 +1,484 @@
+//! The block device (virtio 1.2, 5.2) over a raw image.
+
+mod image;
+mod request;
+mod ring;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::Chain;
+use super::{
+    Backend, BackendState, Broken, DeviceIdentity, DiskWrite, RestoreError, Source, Transport,
+    TransportState,
+};
+pub use image::{DiskImage, ImageError, SECTOR_BYTES};
+use request::{ID_BYTES, MAX_REQUEST_BYTES, Request, Status};
+use ring::{DEPTH, DiskRing, Finished, Operation};
+
+/// Device type of a block device (virtio 1.2, 5.2.1).
+const DEVICE_ID: u32 = 2;
+/// The only queue (5.2.2).
+const QUEUE: usize = 0;
+const QUEUE_SIZES: &[u16] = &[256];
+
+/// Feature bits (5.2.3).
+mod feature {
+    pub(super) const SIZE_MAX: u64 = 1 << 1;
+    pub(super) const SEG_MAX: u64 = 1 << 2;
+    pub(super) const RO: u64 = 1 << 5;
+    pub(super) const FLUSH: u64 = 1 << 9;
+}
+
+/// Most data segments of a request: what the queue holds, less header and status.
+const SEG_MAX: u32 = 126;
+/// Longest segment in bytes: [`SEG_MAX`] of them make no request longer than is accepted.
+const SIZE_MAX: u32 = 32 << 10;
+const _: () = assert!(SEG_MAX * SIZE_MAX <= MAX_REQUEST_BYTES);
+
+/// New requests wait while this many bytes are in flight.
+const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
+/// New requests wait while this many bytes of writes are recorded and not yet taken.
+const MAX_RECORDED_BYTES: usize = 64 << 20;
+/// Chains taken in one go before other devices get their turn.
+const BUDGET: usize = 512;
+/// Rounds of answering and starting in one go.
+const ROUNDS: usize = 4;
+
+/// Why a block device can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The image can't be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// io_uring can't be set up.
+    #[error(
+        "io_uring can't be set up for disk {path}: {error}; it must be allowed by \
+         /proc/sys/kernel/io_uring_disabled and by the container's seccomp profile"
+    )]
+    Ring {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// State of a block device, as captured with a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// Heads of the chains of requests in flight, oldest first.
+    in_flight: Vec<u16>,
+}
+
+/// A request of the guest that is on its way to the disk.
+struct InFlight {
+    chain: Chain,
+    /// The guest has reset the device since: nobody waits for the answer.
+    orphan: bool,
+    bytes: usize,
+}
+
+/// A block device.
+pub struct Block {
+    name: String,
+    disk: u32,
+    ring: DiskRing,
+    in_flight: BTreeMap<u64, InFlight>,
+    next_token: u64,
+    in_flight_bytes: usize,
+    /// Heads restored and not yet issued again.
+    reissue: VecDeque<u16>,
+    recording: bool,
+    recorded: Vec<DiskWrite>,
+    recorded_bytes: usize,
+    kick: Option<EventFd>,
+}
+
+impl Block {
+    /// A block device over the image at `path`; `disk` is its number in the config.
+    pub fn open(disk: u32, path: &std::path::Path, read_only: bool) -> Result<Self, BlockError> {
+        let image = DiskImage::open(path, read_only)?;
+        let ring = DiskRing::new(image).map_err(|error| BlockError::Ring {
+            path: path.into(),
+            error,
+        })?;
+        Ok(Self {
+            name: format!("disk{disk}"),
+            disk,
+            ring,
+            in_flight: BTreeMap::new(),
+            next_token: 0,
+            in_flight_bytes: 0,
+            reissue: VecDeque::new(),
+            recording: false,
+            recorded: Vec::new(),
+            recorded_bytes: 0,
+            kick: None,
+        })
+    }
+
+    /// True when no operation is on its way to or from the disk.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.ring.in_flight() == 0
+    }
+
+    fn has_room(&self) -> bool {
+        self.ring.in_flight() < DEPTH
+            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+            && self.recorded_bytes < MAX_RECORDED_BYTES
+    }
+
+    /// Answers what is done and starts what is asked for. What the page cache serves is
+    /// done at once and needs no event of its own.
+    fn serve(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        for _ in 0..ROUNDS {
+            let finished = self.finish(transport)?;
+            self.pump(transport)?;
+            if finished == 0 && !self.ring.has_finished() {
+                return Ok(());
+            }
+        }
+        transport.reschedule(QUEUE);
+        Ok(())
+    }
+
+    /// Takes requests and starts them, as far as there is room.
+    fn pump(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        // Requests from before a reset must be over first: theirs are older writes.
+        if !transport.is_active() || self.in_flight.values().any(|request| request.orphan) {
+            return Ok(());
+        }
+        let result = self.take_requests(transport);
+        self.ring.submit();
+        result?;
+        transport.interrupt_used(QUEUE)
+    }
+
+    fn take_requests(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        let mut budget = BUDGET;
+        transport.disable_notification(QUEUE)?;
+        while self.has_room() {
+            if budget == 0 {
+                transport.reschedule(QUEUE);
+                return Ok(());
+            }
+            budget -= 1;
+            let next = match self.reissue.pop_front() {
+                Some(head) => Some(transport.chain_at(QUEUE, head)?),
+                None => transport.pop(QUEUE)?,
+            };
+            match next {
+                Some(chain) => self.start(transport, chain)?,
+                // Nothing left, and nothing came while notifications were off.
+                None if !transport.enable_notification(QUEUE)? => return Ok(()),
+                None => transport.disable_notification(QUEUE)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the request of `chain`, or answers it at once.
+    fn start(&mut self, transport: &mut Transport, chain: Chain) -> Result<(), Broken> {
+        if chain.writable.is_empty() {
+            return Err(Broken::NoStatus);
+        }
+        let request = Request::parse(transport.memory(), &chain, self.ring.image());
+        let operation = match request {
+            Ok(Request::Read { offset, len }) => Operation::Read {
+                offset,
+                data: vec![0; len as usize],
+            },
+            Ok(Request::Write { offset, data }) => Operation::Write {
+                offset,
+                data: data.into(),
+                // Without FLUSH the driver takes each write for durable (5.2.6.2).
+                durable: !transport.has(feature::FLUSH),
+            },
+            Ok(Request::Flush) => Operation::Flush,
+            Ok(Request::GetId) => return answer(transport, &chain, Status::Ok, &self.id()),
+            Err(status) => return answer(transport, &chain, status, &[]),
+        };
+        let bytes = operation.len();
+        let token = self.next_token;
+        self.next_token += 1;
+        self.in_flight_bytes += bytes;
+        let request = InFlight {
+            chain,
+            orphan: false,
+            bytes,
+        };
+        self.in_flight.insert(token, request);
+        self.ring.push(token, operation);
+        Ok(())
+    }
+
+    /// Answers what the disk has finished. Returns how much that was.
+    fn finish(&mut self, transport: &mut Transport) -> Result<usize, Broken> {
+        let mut result = Ok(());
+        let mut count = 0;
+        for Finished {
+            token,
+            operation,
+            result: outcome,
+        } in self.ring.finished()
+        {
+            if let Err(error) = &outcome {
+                tracing::warn!(device = self.name, %error, "disk request failed");
+            }
+            // No guest asked for the flush of a resumed device.
+            let Some(request) = self.in_flight.remove(&token) else {
+                continue;
+            };
+            count += 1;
+            self.in_flight_bytes -= request.bytes;
+            let status = match outcome {
+                Ok(()) => Status::Ok,
+                Err(_) => Status::IoError,
+            };
+            let wanted = !request.orphan && transport.is_active() && result.is_ok();
+            if wanted {
+                let data = match &operation {
+                    Operation::Read { data, .. } if status == Status::Ok => &data[..],
+                    _ => &[],
+                };
+                result = answer(transport, &request.chain, status, data);
+            }
+            // A failed write may be on the disk in part; repeating it on the twin is one of
+            // the outcomes the guest must expect.
+            if let Operation::Write { offset, data, .. } = operation
+                && self.recording
+            {
+                self.recorded_bytes += data.len();
+                self.recorded.push(DiskWrite {
+                    disk: self.disk,
+                    offset,
+                    data,
+                });
+            }
+        }
+        result?;
+        if count > 0 && transport.is_active() {
+            transport.interrupt_used(QUEUE)?;
+        }
+        Ok(count)
+    }
+
+    /// The same on both twins.
+    fn id(&self) -> [u8; ID_BYTES] {
+        let mut id = [0; ID_BYTES];
+        let text = format!("evertwin-{}", self.name);
+        for (byte, value) in id.iter_mut().zip(text.bytes()) {
+            *byte = value;
+        }
+        id
+    }
+}
+
+/// Gives a request back to the guest: data, then the status as the last byte.
+fn answer(
+    transport: &mut Transport,
+    chain: &Chain,
+    status: Status,
+    data: &[u8],
+) -> Result<(), Broken> {
+    let status_at = chain.writable.len().saturating_sub(1);
+    let mem = transport.memory();
+    if !chain.writable.write(mem, 0, data) || !chain.writable.write(mem, status_at, &[status as u8])
+    {
+        return Err(Broken::Memory);
+    }
+    let written = data.len() as u32 + 1;
+    transport.complete(QUEUE, chain.head, written)
+}
+
+impl Backend for Block {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity::Block {
+            disk: self.disk,
+            sectors: self.ring.image().sectors(),
+            read_only: self.ring.image().read_only(),
+        }
+    }
+
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queue_max_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        let base = feature::SIZE_MAX | feature::SEG_MAX | feature::FLUSH;
+        match self.ring.image().read_only() {
+            true => base | feature::RO,
+            false => base,
+        }
+    }
+
+    /// `struct virtio_blk_config` (5.2.4) up to `seg_max`.
+    fn config(&self) -> Vec<u8> {
+        let mut config = Vec::with_capacity(16);
+        config.extend(self.ring.image().sectors().to_le_bytes());
+        config.extend(SIZE_MAX.to_le_bytes());
+        config.extend(SEG_MAX.to_le_bytes());
+        config
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source {
+            fd: self.ring.event_fd(),
+            edge: false,
+        }]
+    }
+
+    fn attach(&mut self, queue_events: &[EventFd]) -> io::Result<()> {
+        self.kick = Some(queue_events[QUEUE].try_clone()?);
+        Ok(())
+    }
+
+    fn notified(&mut self, transport: &mut Transport, _queue: usize) -> Result<(), Broken> {
+        self.serve(transport)
+    }
+
+    fn source_ready(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        self.serve(transport)
+    }
+
+    fn reset(&mut self) {
+        self.reissue.clear();
+        for request in self.in_flight.values_mut() {
+            request.orphan = true;
+        }
+    }
+
+    fn save(&self) -> BackendState {
+        let Self {
+            in_flight,
+            reissue,
+            // The config's, and the same on both twins.
+            name: _,
+            disk: _,
+            ring: _,
+            // Of this process only.
+            next_token: _,
+            in_flight_bytes: _,
+            kick: _,
+            // Shipped with the epoch, not with the state.
+            recording: _,
+            recorded: _,
+            recorded_bytes: _,
+        } = self;
+        let in_flight = in_flight
+            .values()
+            .filter(|request| !request.orphan)
+            .map(|request| request.chain.head)
+            .chain(reissue.iter().copied())
+            .collect();
+        BackendState::Block(BlockState { in_flight })
+    }
+
+    fn restore(
+        &mut self,
+        transport: &TransportState,
+        state: BackendState,
+    ) -> Result<(), RestoreError> {
+        let BackendState::Block(BlockState { in_flight }) = state else {
+            return Err(RestoreError::Kind);
+        };
+        // Only a live queue has requests. A guest may offer one chain twice, so heads need
+        // not differ.
+        let queue = &transport.queues[QUEUE];
+        let size = if queue.ready { queue.size } else { 0 };
+        if in_flight.len() > DEPTH || in_flight.iter().any(|&head| u32::from(head) >= size) {
+            return Err(RestoreError::InFlight);
+        }
+        self.reset();
+        self.reissue = in_flight.into();
+        Ok(())
+    }
+
+    fn resume(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        if !self.ring.image().read_only() {
+            // What the guest's flushes made durable on its twin was only written here.
+            let token = self.next_token;
+            self.next_token += 1;
+            self.ring.push(token, Operation::Flush);
+            self.ring.submit();
+        }
+        self.serve(transport)
+    }
+
+    fn take_disk_writes(&mut self) -> Vec<DiskWrite> {
+        if self.recorded_bytes >= MAX_RECORDED_BYTES
+            && let Some(kick) = &self.kick
+        {
+            // Requests were waiting for this.
+            let _ = kick.write(1);
+        }
+        self.recorded_bytes = 0;
+        std::mem::take(&mut self.recorded)
+    }
+
+    fn record_disk_writes(&mut self, on: bool) {
+        self.recording = on;
+        drop(self.take_disk_writes());
+    }
+
+    fn apply_disk_writes(&mut self, writes: &[DiskWrite]) -> io::Result<()> {
+        for write in writes.iter().filter(|write| write.disk == self.disk) {
+            self.ring.image().write_at(write.offset, &write.data)?;
+        }
+        Ok(())
+    }
+
+    fn next_disk_contents(&self, from: u64, limit: usize) -> io::Result<Option<DiskWrite>> {
+        let image = self.ring.image();
+        if image.read_only() {
+            return Ok(None);
+        }
+        let found = image.next_contents(from, limit)?;
+        Ok(found.map(|(offset, data)| DiskWrite {
+            disk: self.disk,
+            offset,
+            data: data.into(),
+        }))
+    }
+
+    fn clear_disk(&mut self) -> io::Result<()> {
+        match self.ring.image().read_only() {
+            true => Ok(()),
+            false => self.ring.image().clear(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Block")
+            .field("name", &self.name)
+            .field("in_flight", &self.in_flight.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A state for tests of the transport, which need some.
+#[cfg(test)]
+pub(super) fn empty_state() -> BackendState {
+    BackendState::Block(BlockState {
+        in_flight: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! The disk side: reads, writes and flushes of an image through io_uring.
+//!
+//! The kernel works on buffers that this module owns, never on guest memory, so that a
+//! checkpoint can't catch it half way (I3).
+#![allow(unsafe_code)] // io_uring takes raw pointers; see the SAFETY comments.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::image::DiskImage;
+
+/// Most operations in flight.
+pub(super) const DEPTH: usize = 256;
+
+/// Times an operation is started again after `EINTR`, `EAGAIN` or a short transfer.
+const MAX_RETRIES: u32 = 64;
+
+/// What is to be done on the disk.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Read {
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Write {
+        offset: u64,
+        data: Arc<[u8]>,
+        /// On stable storage before it is reported as done.
+        durable: bool,
+    },
+    Flush,
+}
+
+impl Operation {
+    /// Bytes to move.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Read { data, .. } => data.len(),
+            Self::Write { data, .. } => data.len(),
+            Self::Flush => 0,
+        }
+    }
+}
+
+struct Slot {
+    operation: Operation,
+    done: usize,
+    retries: u32,
+}
+
+/// A finished operation.
+pub(super) struct Finished {
+    pub(super) token: u64,
+    pub(super) operation: Operation,
+    pub(super) result: io::Result<()>,
+}
+
+/// An image and the operations in flight on it.
+pub(super) struct DiskRing {
+    ring: IoUring,
+    image: DiskImage,
+    event: EventFd,
+    slots: BTreeMap<u64, Slot>,
+}
+
+impl DiskRing {
+    pub(super) fn new(image: DiskImage) -> io::Result<Self> {
+        let ring = IoUring::new(DEPTH as u32)?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        Ok(Self {
+            ring,
+            image,
+            event,
+            slots: BTreeMap::new(),
+        })
+    }
+
+    pub(super) fn image(&self) -> &DiskImage {
+        &self.image
+    }
+
+    /// Readable when operations have finished.
+    pub(super) fn event_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Queues an operation under a token that is not in use; [`Self::submit`] starts it.
+    pub(super) fn push(&mut self, token: u64, operation: Operation) {
+        let slot = Slot {
+            operation,
+            done: 0,
+            retries: 0,
+        };
+        self.slots.insert(token, slot);
+        self.start(token);
+    }
+
+    /// True when [`Self::finished`] has something to give.
+    pub(super) fn has_finished(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
+    /// Starts what was queued.
+    pub(super) fn submit(&mut self) {
+        if self.ring.submission().is_empty() {
+            return;
+        }
+        if let Err(error) = self.ring.submit()
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            tracing::debug!(%error, "disk operations can't be started yet");
+        }
+        if !self.ring.submission().is_empty() {
+            // The kernel is short of something: come back after other events.
+            let _ = self.event.write(1);
+        }
+    }
+
+    /// Takes what has finished. Also starts again what the kernel cut short.
+    pub(super) fn finished(&mut self) -> Vec<Finished> {
+        let _ = self.event.read();
+        let mut finished = Vec::new();
+        let mut again = Vec::new();
+        let completions: Vec<(u64, i32)> = self
+            .ring
+            .completion()
+            .map(|entry| (entry.user_data(), entry.result()))
+            .collect();
+        for (token, result) in completions {
+            let Some(slot) = self.slots.get_mut(&token) else {
+                continue;
+            };
+            if let Some(result) = slot.settle(result) {
+                if let Some(Slot { operation, .. }) = self.slots.remove(&token) {
+                    finished.push(Finished {
+                        token,
+                        operation,
+                        result,
+                    });
+                }
+            } else {
+                again.push(token);
+            }
+        }
+        for token in again {
+            self.start(token);
+        }
+        self.submit();
+        finished
+    }
+
+    fn start(&mut self, token: u64) {
+        let Some(slot) = self.slots.get_mut(&token) else {
+            return;
+        };
+        let entry = slot.entry(types::Fd(self.image.file().as_raw_fd()));
+        let entry = entry.user_data(token);
+        // SAFETY: the entry points into the slot's own buffer, which does not move and lives
+        // until its completion has been taken: `finished` removes the slot, `drop` waits.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            // The queue is as deep as the most operations in flight, so it is full of
+            // entries not yet handed over. If the kernel can't take them now, it can soon.
+            if let Err(error) = self.ring.submit() {
+                tracing::debug!(%error, "disk operations can't be started yet");
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn entry(&mut self, file: types::Fd) -> squeue::Entry {
+        let done = self.done;
+        match &mut self.operation {
+            Operation::Read { offset, data } => {
+                let rest = &mut data[done..];
+                opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32)
+                    .offset(*offset + done as u64)
+                    .build()
+            }
+            Operation::Write {
+                offset,
+                data,
+                durable,
+            } => {
+                let rest = &data[done..];
+                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32)
+                    .offset(*offset + done as u64)
+                    .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
+                    .build()
+            }
+            Operation::Flush => opcode::Fsync::new(file)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        }
+    }
+
+    /// Takes the kernel's result. None if the operation must be started again.
+    fn settle(&mut self, result: i32) -> Option<io::Result<()>> {
+        let left = self.operation.len() - self.done;
+        let outcome = match usize::try_from(result) {
+            Ok(moved) if moved >= left => return Some(Ok(())),
+            Ok(0) => return Some(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(moved) => {
+                self.done += moved;
+                io::Error::from(io::ErrorKind::UnexpectedEof)
+            }
+            Err(_) => io::Error::from_raw_os_error(-result),
+        };
+        self.retries += 1;
+        let passing = matches!(
+            outcome.kind(),
+            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::UnexpectedEof
+        );
+        if passing && self.retries <= MAX_RETRIES {
+            None
+        } else {
+            Some(Err(outcome))
+        }
+    }
+}
+
+impl Drop for DiskRing {
+    fn drop(&mut self) {
+        while !self.slots.is_empty() {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => drop(self.finished()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // The kernel may still write to the buffers: never free them.
+                    tracing::error!(%error, "disk operations can't be waited for");
+                    std::mem::forget(std::mem::take(&mut self.slots));
+                }
+            }
+        }
+    }
+}

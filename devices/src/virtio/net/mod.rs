@@ -1,0 +1,462 @@
+//! The network device (virtio 1.2, 5.1) over a TAP.
+
+mod announce;
+mod tap;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::Chain;
+use super::{
+    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Source, Transport, TransportState,
+};
+use crate::gate::{OutputGate, SinkId, Submit};
+use crate::inbound::{InboundFrame, InboundLog};
+use announce::{Address, Addresses};
+pub use tap::{TapError, open as open_tap};
+
+/// Device type of a network device (virtio 1.2, 5.1.1).
+const DEVICE_ID: u32 = 1;
+
+/// Queues (5.1.2) and their sizes.
+const RX: usize = 0;
+const TX: usize = 1;
+const CONTROL: usize = 2;
+const QUEUE_SIZES: &[u16] = &[256, 256, 64];
+
+/// Feature bits (5.1.3).
+mod feature {
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const STATUS: u64 = 1 << 16;
+    pub(super) const CTRL_VQ: u64 = 1 << 17;
+    pub(super) const GUEST_ANNOUNCE: u64 = 1 << 21;
+}
+
+/// Bits of the configuration space's status (5.1.4).
+const LINK_UP: u16 = 1;
+const ANNOUNCE: u16 = 2;
+
+/// `struct virtio_net_hdr` with `num_buffers` (5.1.6).
+const HEADER_BYTES: usize = 12;
+const NUM_BUFFERS_AT: usize = 10;
+/// Longest frame: 65535 bytes, an Ethernet header and some slack for a tag.
+const MAX_FRAME_BYTES: usize = 65550;
+/// Shortest frame: an Ethernet header.
+const MIN_FRAME_BYTES: usize = 14;
+
+/// Commands of the control queue (5.1.6.5).
+const CONTROL_ANNOUNCE: [u8; 2] = [3, 0];
+const CONTROL_OK: u8 = 0;
+const CONTROL_ERR: u8 = 1;
+
+/// A frame that came before the guest could take it is still given to it within this time:
+/// a standby's TAP hears the network for weeks.
+const FRESH: Duration = Duration::from_secs(1);
+/// Most such frames, the latest ones.
+const EARLY_FRAMES: usize = 64;
+
+/// Chains served in one go before other devices get their turn.
+const BUDGET: usize = 256;
+
+/// State of a network device, as captured with a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// The guest was asked to announce itself and has not answered.
+    announce: bool,
+    addresses: Vec<Address>,
+}
+
+/// What a network device dropped or moved since its creation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetCounters {
+    /// Frames given to the guest.
+    pub rx_frames: u64,
+    /// Frames taken from the guest.
+    pub tx_frames: u64,
+    /// Frames too long for the guest's buffer.
+    pub rx_dropped: u64,
+    /// Frames of the guest that were too short, too long, or that the TAP refused.
+    pub tx_dropped: u64,
+}
+
+/// A network device.
+pub struct Net {
+    number: u32,
+    name: String,
+    mac: [u8; 6],
+    tap: Arc<OwnedFd>,
+    gate: Arc<OutputGate>,
+    sink: SinkId,
+    inbound: Arc<InboundLog>,
+    /// Frames that the guest's twin had taken in, to be given to it again.
+    again: VecDeque<Vec<u8>>,
+    /// Frames that came while the guest did not run here or had no driver.
+    early: VecDeque<(Instant, Vec<u8>)>,
+    announce: bool,
+    addresses: Addresses,
+    buffer: Vec<u8>,
+    counters: NetCounters,
+    tap_dropped: Arc<AtomicU64>,
+}
+
+impl Net {
+    /// Network device `number` with the address `mac`, over `tap`: an open TAP, or anything
+    /// else that moves one frame per read and write. It is made non-blocking. Frames go out
+    /// through `gate`; those that come in are recorded in `inbound`.
+    pub fn new(
+        number: u32,
+        tap: OwnedFd,
+        mac: [u8; 6],
+        gate: Arc<OutputGate>,
+        inbound: Arc<InboundLog>,
+    ) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&tap, true)?;
+        let tap = Arc::new(tap);
+        let tap_dropped = Arc::new(AtomicU64::new(0));
+        let sink = gate.add_sink(Box::new(tap::TapSink {
+            tap: Arc::clone(&tap),
+            dropped: Arc::clone(&tap_dropped),
+        }));
+        Ok(Self {
+            number,
+            name: format!("net{number}"),
+            mac,
+            tap,
+            gate,
+            sink,
+            inbound,
+            again: VecDeque::new(),
+            early: VecDeque::new(),
+            announce: false,
+            addresses: Addresses::default(),
+            buffer: vec![0; HEADER_BYTES + MAX_FRAME_BYTES],
+            counters: NetCounters::default(),
+            tap_dropped,
+        })
+    }
+
+    /// What moved so far.
+    pub fn counters(&self) -> NetCounters {
+        let mut counters = self.counters;
+        counters.tx_dropped += self.tap_dropped.load(Ordering::Relaxed);
+        counters
+    }
+
+    /// Puts the next frame into the buffer, behind room for its header; its length.
+    fn next_frame(&mut self) -> Option<usize> {
+        let mut kept = self.again.pop_front();
+        while kept.is_none()
+            && let Some((came, frame)) = self.early.pop_front()
+        {
+            kept = (came.elapsed() <= FRESH).then_some(frame);
+        }
+        let Some(frame) = kept else {
+            return self.read_tap();
+        };
+        self.buffer[HEADER_BYTES..][..frame.len()].copy_from_slice(&frame);
+        Some(frame.len())
+    }
+
+    fn read_tap(&mut self) -> Option<usize> {
+        loop {
+            match rustix::io::read(&self.tap, &mut self.buffer[HEADER_BYTES..]) {
+                Ok(length) if length > 0 => return Some(length),
+                Err(Errno::INTR) => {}
+                // Nothing there, or the interface is down: the next frame is a new event.
+                Ok(_) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Empties the TAP while there is no guest to give its frames to.
+    fn take_early(&mut self) {
+        // As many as a TAP holds, or more.
+        for _ in 0..4 * BUDGET {
+            let Some(length) = self.read_tap() else {
+                return;
+            };
+            if self.early.len() == EARLY_FRAMES {
+                self.early.pop_front();
+            }
+            let frame = self.buffer[HEADER_BYTES..][..length].to_vec();
+            self.early.push_back((Instant::now(), frame));
+        }
+    }
+
+    /// Gives frames from the TAP to the guest, as long as it has buffers.
+    fn receive(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        transport.disable_notification(RX)?;
+        let mut budget = BUDGET;
+        loop {
+            if budget == 0 {
+                transport.reschedule(RX);
+                break;
+            }
+            budget -= 1;
+            let Some(chain) = transport.pop(RX)? else {
+                // The guest notifies when it has buffers; some may have come just now.
+                if transport.enable_notification(RX)? {
+                    transport.disable_notification(RX)?;
+                    continue;
+                }
+                break;
+            };
+            let Some(length) = self.next_frame() else {
+                transport.unpop(RX);
+                break;
+            };
+            let (header, rest) = self.buffer.split_at_mut(HEADER_BYTES);
+            header.fill(0);
+            header[NUM_BUFFERS_AT] = 1;
+            let total = HEADER_BYTES + length;
+            if (chain.writable.len() as usize) < total {
+                transport.unpop(RX);
+                self.counters.rx_dropped += 1;
+                continue;
+            }
+            self.inbound.push(self.number, &rest[..length]);
+            let bytes = &self.buffer[..total];
+            if !chain.writable.write(transport.memory(), 0, bytes) {
+                return Err(Broken::Memory);
+            }
+            transport.complete(RX, chain.head, total as u32)?;
+            self.counters.rx_frames += 1;
+        }
+        transport.interrupt_used(RX)
+    }
+
+    /// Takes frames from the guest to the gate.
+    fn transmit(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        transport.disable_notification(TX)?;
+        let mut budget = BUDGET;
+        loop {
+            if budget == 0 {
+                transport.reschedule(TX);
+                break;
+            }
+            budget -= 1;
+            let Some(chain) = transport.pop(TX)? else {
+                if transport.enable_notification(TX)? {
+                    transport.disable_notification(TX)?;
+                    continue;
+                }
+                break;
+            };
+            if self.send(transport, &chain)? == Submit::Full {
+                // The gate's room event notifies this queue.
+                transport.unpop(TX);
+                break;
+            }
+            transport.complete(TX, chain.head, 0)?;
+        }
+        transport.interrupt_used(TX)
+    }
+
+    fn send(&mut self, transport: &Transport, chain: &Chain) -> Result<Submit, Broken> {
+        let length = (chain.readable.len() as usize).saturating_sub(HEADER_BYTES);
+        if !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&length) {
+            self.counters.tx_dropped += 1;
+            return Ok(Submit::Passed);
+        }
+        let frame = &mut self.buffer[..length];
+        if !chain
+            .readable
+            .read(transport.memory(), HEADER_BYTES as u32, frame)
+        {
+            return Err(Broken::Memory);
+        }
+        let submit = self.gate.submit(self.sink, frame);
+        if submit != Submit::Full {
+            self.addresses.learn(frame);
+            self.counters.tx_frames += 1;
+        }
+        Ok(submit)
+    }
+
+    /// Serves the control queue (5.1.6.5). Announcements are the one class offered.
+    fn control(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        let mut budget = BUDGET;
+        loop {
+            let Some(chain) = transport.pop(CONTROL)? else {
+                // With EVENT_IDX a driver only notifies for the entry that was asked for.
+                if transport.enable_notification(CONTROL)? {
+                    continue;
+                }
+                break;
+            };
+            let mut command = [0; 2];
+            let known = chain.readable.read(transport.memory(), 0, &mut command)
+                && command == CONTROL_ANNOUNCE
+                && transport.has(feature::CTRL_VQ | feature::GUEST_ANNOUNCE);
+            if known {
+                self.announce = false;
+            }
+            let ack = [if known { CONTROL_OK } else { CONTROL_ERR }];
+            let written = u32::from(chain.writable.write(transport.memory(), 0, &ack));
+            transport.complete(CONTROL, chain.head, written)?;
+            budget -= 1;
+            if budget == 0 {
+                transport.reschedule(CONTROL);
+                break;
+            }
+        }
+        transport.interrupt_used(CONTROL)
+    }
+}
+
+impl Backend for Net {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity::Net { mac: self.mac }
+    }
+
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queue_max_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        feature::MAC | feature::STATUS | feature::CTRL_VQ | feature::GUEST_ANNOUNCE
+    }
+
+    /// `struct virtio_net_config` (5.1.4) up to `status`.
+    fn config(&self) -> Vec<u8> {
+        let announce = if self.announce { ANNOUNCE } else { 0 };
+        let mut config = self.mac.to_vec();
+        config.extend((LINK_UP | announce).to_le_bytes());
+        config
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        // Edge: while the guest has no buffers, frames wait in the TAP without an event.
+        vec![Source {
+            fd: self.tap.as_raw_fd(),
+            edge: true,
+        }]
+    }
+
+    fn attach(&mut self, queue_events: &[EventFd]) -> io::Result<()> {
+        self.gate
+            .set_room_event(self.sink, queue_events[TX].try_clone()?);
+        Ok(())
+    }
+
+    fn notified(&mut self, transport: &mut Transport, queue: usize) -> Result<(), Broken> {
+        match queue {
+            RX => self.receive(transport),
+            TX => self.transmit(transport),
+            _ => self.control(transport),
+        }
+    }
+
+    fn source_ready(&mut self, transport: &mut Transport) -> Result<(), Broken> {
+        if transport.is_active() {
+            self.receive(transport)?;
+        } else {
+            self.take_early();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.again.clear();
+        self.announce = false;
+        self.addresses.clear();
+    }
+
+    fn save(&self) -> BackendState {
+        let Self {
+            announce,
+            addresses,
+            // The config's, and the same on both twins.
+            number: _,
+            name: _,
+            mac: _,
+            // Of this process only.
+            tap: _,
+            gate: _,
+            sink: _,
+            inbound: _,
+            buffer: _,
+            counters: _,
+            tap_dropped: _,
+            // The guest has not seen them: if they are lost, they were lost on the wire.
+            again: _,
+            early: _,
+        } = self;
+        BackendState::Net(NetState {
+            announce: *announce,
+            addresses: addresses.to_vec(),
+        })
+    }
+
+    fn restore(
+        &mut self,
+        _transport: &TransportState,
+        state: BackendState,
+    ) -> Result<(), RestoreError> {
+        let BackendState::Net(NetState {
+            announce,
+            addresses,
+        }) = state
+        else {
+            return Err(RestoreError::Kind);
+        };
+        let count = addresses.len();
+        self.addresses = Addresses::from_vec(addresses).ok_or(RestoreError::Addresses(count))?;
+        self.announce = announce;
+        Ok(())
+    }
+
+    fn resume(&mut self, _transport: &mut Transport) -> Result<(), Broken> {
+        // Nothing is in flight between the guest and the gate.
+        Ok(())
+    }
+
+    fn receive_again(
+        &mut self,
+        transport: &mut Transport,
+        frames: &[InboundFrame],
+    ) -> Result<(), Broken> {
+        let ours = frames
+            .iter()
+            .filter(|frame| frame.card == self.number && frame.bytes.len() <= MAX_FRAME_BYTES);
+        self.again.extend(ours.map(|frame| frame.bytes.clone()));
+        if transport.is_active() {
+            self.receive(transport)?;
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self, transport: &mut Transport) {
+        for frame in self.addresses.frames(self.mac) {
+            if let Err(error) = rustix::io::write(&self.tap, &frame) {
+                tracing::warn!(device = self.name, %error, "announcement could not be sent");
+            }
+        }
+        // The guest knows best which addresses it has, IPv6 among them.
+        if transport.is_active()
+            && transport.has(feature::STATUS | feature::CTRL_VQ | feature::GUEST_ANNOUNCE)
+        {
+            self.announce = true;
+            transport.config_changed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
