@@ -1,1 +1,33 @@
 //! The replication protocol: a state machine without I/O or clock.
+//!
+//! A [`Twin`] is told what happened and what time it is ([`Twin::handle`]), says what to
+//! do ([`Twin::poll_action`]) and when it wants to be called again
+//! ([`Twin::poll_timeout`]). Page bytes never enter it. The same code runs in production
+//! and under a simulated clock, network and arbiter.
+//!
+//! Numbers like I2 cite the project's invariants; `replicator/PROTOCOL.md` says how each
+//! holds.
+
+mod config;
+mod context;
+mod event;
+mod holding;
+mod link;
+mod node;
+mod pace;
+mod protected;
+mod record;
+mod solo;
+mod standby;
+mod starting;
+mod state;
+mod syncing;
+mod time;
+mod twin;
+
+pub use config::Config;
+pub use event::{Action, CloseReason, End, Envelope, Input, Message, Report, Role, Status};
+pub use node::{NODE_NAME_MAX, NodeId, NodeNameError};
+pub use record::{Answer, Record, Request};
+pub use time::Time;
+pub use twin::Twin;

@@ -1,0 +1,59 @@
+//! Settings of the protocol core.
+
+use std::time::Duration;
+
+use crate::node::NodeId;
+
+/// How one twin behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This twin.
+    pub node: NodeId,
+    /// The other twin.
+    pub peer: NodeId,
+    /// Is there an arbiter? Without one nothing is ever promoted by itself.
+    pub arbiter: bool,
+    /// Longest epoch while the guest is busy.
+    pub epoch: Duration,
+    /// Longest time between looks at an idle guest.
+    pub idle: Duration,
+    /// Longest silence of our own on a link.
+    pub heartbeat: Duration,
+    /// Silence of the peer after which it counts as dead.
+    pub timeout: Duration,
+    /// Epochs captured but not yet acknowledged, at most. At least 1.
+    pub window: u64,
+    /// Pause before the arbiter is asked again after a failure.
+    pub retry: Duration,
+    /// A sync round that finds at most this many dirty pages is the last one.
+    pub last_round_pages: u64,
+    /// The most sync rounds before the first epoch carries what is left.
+    pub rounds: u32,
+    /// How long an ended guest's last output may wait for the right to be released.
+    pub leave: Duration,
+}
+
+impl Config {
+    /// The usual settings for a pair of twins.
+    pub fn new(node: NodeId, peer: NodeId, arbiter: bool) -> Self {
+        Self {
+            node,
+            peer,
+            arbiter,
+            epoch: Duration::from_millis(20),
+            idle: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(50),
+            timeout: Duration::from_millis(500),
+            window: 2,
+            retry: Duration::from_millis(100),
+            last_round_pages: 1024,
+            rounds: 8,
+            leave: Duration::from_secs(2),
+        }
+    }
+
+    /// Without an arbiter, and in an unclaimed VM, the twin with the lower name comes first.
+    pub(crate) fn first(&self) -> bool {
+        self.node < self.peer
+    }
+}

@@ -1,0 +1,94 @@
+//! What all states share.
+
+use std::collections::VecDeque;
+
+use crate::config::Config;
+use crate::event::{Action, CloseReason, End, Envelope, Message, Report};
+use crate::link::Link;
+use crate::record::Request;
+use crate::state::State;
+use crate::time::Time;
+
+/// The current right to release output, and the epochs numbered under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Right {
+    pub(crate) generation: u64,
+    /// Number of the next epoch; never used twice within a generation.
+    pub(crate) next_epoch: u64,
+}
+
+impl Right {
+    pub(crate) fn new(generation: u64) -> Self {
+        Self {
+            generation,
+            next_epoch: 1,
+        }
+    }
+}
+
+/// Everything outside of the state proper.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) now: Time,
+    pub(crate) link: Link,
+    pub(crate) actions: VecDeque<Action>,
+    /// When the arbiter is asked again.
+    pub(crate) retry_at: Option<Time>,
+    /// The state closed the link and has yet to be told that it is gone.
+    pub(crate) closed: bool,
+    /// Generation put on what this twin says.
+    pub(crate) generation: u64,
+}
+
+impl Context {
+    pub(crate) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    pub(crate) fn report(&mut self, report: Report) {
+        self.act(Action::Report(report));
+    }
+
+    pub(crate) fn ask(&mut self, request: Request) {
+        self.retry_at = None;
+        self.act(Action::Ask(request));
+    }
+
+    /// Has the arbiter asked again later.
+    pub(crate) fn back_off(&mut self) {
+        self.report(Report::ArbiterFailed);
+        self.retry_at = Some(self.now + self.config.retry);
+    }
+
+    pub(crate) fn send(&mut self, message: Message, epoch: u64) {
+        if self.link.is_up() {
+            self.link.sent(self.now);
+            self.act(Action::Send(Envelope {
+                generation: self.generation,
+                epoch,
+                message,
+            }));
+        }
+    }
+
+    pub(crate) fn close(&mut self, reason: CloseReason) {
+        if self.link.is_up() {
+            self.link.down();
+            self.closed = true;
+            self.act(Action::Close(reason));
+        }
+    }
+
+    pub(crate) fn end(&mut self, end: End) -> State {
+        self.act(Action::End(end));
+        State::Ended
+    }
+
+    /// The peer has the right: this guest must never run again (I2).
+    pub(crate) fn fence(&mut self) -> State {
+        self.act(Action::Fence);
+        self.report(Report::Fenced);
+        self.end(End::Fenced)
+    }
+}

@@ -1,0 +1,233 @@
+//! What goes into the core and what comes out of it.
+
+use crate::record::{Answer, Record, Request};
+
+/// What a twin says of itself when a link comes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing that could be run: no guest, no complete copy of one.
+    Cold,
+    /// A whole committed epoch of a guest that ran elsewhere.
+    Synced {
+        /// The last epoch committed.
+        epoch: u64,
+    },
+    /// The guest runs here.
+    Primary,
+}
+
+/// What twins say to each other. Page bytes travel beside these, never through the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// First message of a link in each direction.
+    Hello(Status),
+    /// Primary: a full sync starts, forget what you hold.
+    SyncBegin,
+    /// Primary: some pages of the sync. Only ever received by the core.
+    SyncPages,
+    /// Primary: an epoch, whole and verified. Only ever received by the core.
+    Epoch,
+    /// Standby: the epoch is held whole and verified.
+    Ack,
+    /// Primary: the arbiter's record names you.
+    Named,
+    /// Nothing else to say.
+    Heartbeat,
+    /// The guest has ended: there is nothing to protect any more.
+    Bye,
+}
+
+/// A message and the right under which it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The sender's generation.
+    pub generation: u64,
+    /// The epoch that an `Epoch` or an `Ack` speaks of; 0 in others.
+    pub epoch: u64,
+    /// What is said.
+    pub message: Message,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The twin starts.
+    Start,
+    /// Time has passed. Early and needless ones do no harm.
+    Tick,
+    /// A connection to the peer is there.
+    LinkUp,
+    /// The connection is gone. What was received of an unfinished epoch is gone with it.
+    LinkDown,
+    /// The connection was dropped on this side, because of what came over it: the peer is
+    /// alive, or was a moment ago.
+    LinkFault,
+    /// A part of something larger arrived whole and unharmed.
+    Heard,
+    /// The peer's message.
+    Received(Envelope),
+    /// The arbiter's answer to the last [`Action::Ask`].
+    Arbiter(Answer),
+    /// All pages of the sync round are on their way.
+    RoundSent,
+    /// Pages found dirty for [`Action::Harvest`].
+    Harvested(u64),
+    /// The epoch of [`Action::Capture`] is captured.
+    Captured {
+        /// Its number.
+        epoch: u64,
+        /// Nothing was dirty and nothing was written to a disk.
+        idle: bool,
+    },
+    /// [`Action::Capture`] failed; all that was dirty still is (I5).
+    CaptureFailed,
+    /// Answer to [`Action::Peek`]: is anything dirty?
+    Dirty(bool),
+    /// Held output waits for the epoch's end.
+    OutputWaiting,
+    /// The guest ended by itself.
+    GuestExited,
+    /// The operator asks this twin to stop.
+    Stop,
+}
+
+/// What to do, in this order, before the next input is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a message. One of control need not wait behind bulk data.
+    Send(Envelope),
+    /// Close the link; no [`Input::LinkDown`] follows.
+    Close(CloseReason),
+    /// Ask the arbiter; its answer comes as [`Input::Arbiter`].
+    Ask(Request),
+    /// Run the guest from its kernel.
+    Boot,
+    /// Hold all output from now on.
+    HoldOutput,
+    /// Emit what is held and let output pass.
+    OpenOutput,
+    /// Emit the output of all epochs up to this one.
+    Release(u64),
+    /// Start to track dirty pages and disk writes.
+    StartTracking,
+    /// Stop tracking; unsent and unacknowledged pages and epochs are of no use any more.
+    StopTracking,
+    /// Send every page, under this generation, then say [`Input::RoundSent`].
+    SendMemory(u64),
+    /// Harvest for a sync round, then say [`Input::Harvested`].
+    Harvest,
+    /// Send the harvest, under this generation, then say [`Input::RoundSent`].
+    SendHarvest(u64),
+    /// Make the harvest dirty again: the next capture carries it.
+    KeepHarvest,
+    /// See if anything is dirty, and say [`Input::Dirty`].
+    Peek,
+    /// Capture the epoch with this number, then say [`Input::Captured`] or
+    /// [`Input::CaptureFailed`].
+    Capture(u64),
+    /// Send a captured epoch.
+    Ship {
+        /// Under which right.
+        generation: u64,
+        /// Its number.
+        epoch: u64,
+    },
+    /// A captured epoch is committed and its buffers are free.
+    Committed(u64),
+    /// Standby: expect a full sync under this generation; drop all that came before.
+    Expect(u64),
+    /// Standby: store the pages just received.
+    Store,
+    /// Standby: apply the epoch just received.
+    Apply(u64),
+    /// Run the guest from the last epoch applied.
+    Promote,
+    /// Stop the guest for good and discard its held output.
+    Fence,
+    /// Tell the operator.
+    Report(Report),
+    /// Leave, once what is queued was sent.
+    End(End),
+}
+
+/// Why the core closes a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Nothing was heard for the configured timeout.
+    Silent,
+    /// A message of a right that is no longer in force.
+    StaleGeneration,
+    /// A message that has no place in this state.
+    OutOfPlace(Message),
+    /// Both twins say that they run the guest.
+    TwoPrimaries,
+    /// Epochs can't be captured.
+    NoCapture,
+}
+
+/// What an operator wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The guest was booted here, under this generation.
+    GuestRunning(u64),
+    /// The peer may hold what should run: nothing is booted before it was heard.
+    WaitingForPeer(Option<Record>),
+    /// A full sync of the peer starts.
+    Syncing(u64),
+    /// The peer is named standby and all output is gated on it.
+    Protected(u64),
+    /// Output is released alone.
+    Solo(u64),
+    /// Output is held until the arbiter or the peer is back.
+    Holding,
+    /// This twin holds the guest and may take over.
+    StandbyReady(u64),
+    /// The primary is gone, and without an arbiter nothing is promoted.
+    NotPromoting,
+    /// The primary is gone, and this twin may not take over: it waits.
+    NotNamed,
+    /// The arbiter was asked for the right to run the guest.
+    Promoting(u64),
+    /// The guest runs here now, from the last committed epoch.
+    Promoted(u64),
+    /// Another twin has the right: the guest was stopped for good.
+    Fenced,
+    /// The arbiter did not answer; it will be asked again.
+    ArbiterFailed,
+}
+
+/// Why the twin leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest ended by itself here.
+    GuestExited,
+    /// The guest ended by itself in the peer.
+    PeerGuestExited,
+    /// Another twin has the right to run the guest.
+    Fenced,
+    /// The operator asked.
+    Stopped,
+}
+
+/// What a twin is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Finding out whether to boot.
+    Starting,
+    /// Running the guest and releasing its output alone.
+    Solo,
+    /// Running the guest, filling a standby.
+    Syncing,
+    /// Running the guest with its output gated on the standby.
+    Protected,
+    /// Running the guest with its output held.
+    Holding,
+    /// Being filled.
+    Filling,
+    /// Holding a committed epoch.
+    Synced,
+    /// Asking for the right to run the guest.
+    Promoting,
+    /// Leaving or left.
+    Ended,
+}

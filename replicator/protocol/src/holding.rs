@@ -1,0 +1,173 @@
+//! Running the guest (or its end) with the output held, until a right is clear.
+
+use crate::context::{Context, Right};
+use crate::event::{Action, End, Message, Report, Status};
+use crate::record::{Answer, Record, Request};
+use crate::solo::Solo;
+use crate::state::{Event, State};
+use crate::syncing::Syncing;
+use crate::time::Time;
+
+/// What the arbiter's record means to a primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The right to release alone, under this generation.
+    Solo(u64),
+    /// The standby is still named: it may promote at any moment.
+    Named,
+    /// There is no record: nothing can be concluded.
+    Unclear,
+    /// Somebody else has the right.
+    Gone,
+}
+
+/// Reads the record as the primary of `generation`.
+pub(crate) fn judge(cx: &Context, generation: u64, record: Option<Record>) -> Verdict {
+    let me = cx.config.node;
+    let Some(record) = record else {
+        return Verdict::Unclear;
+    };
+    // Only this twin writes a record that names it releaser of the next generation, so it
+    // is one whose answer was lost.
+    if record == Record::solo(generation, me) || record == Record::solo(generation + 1, me) {
+        Verdict::Solo(record.generation)
+    } else if record == Record::protected(generation, me, cx.config.peer) {
+        Verdict::Named
+    } else {
+        Verdict::Gone
+    }
+}
+
+/// Output is held: either the arbiter is being asked for the solo right, or there is no
+/// arbiter and only the peer's return helps.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    right: Right,
+    /// The record asked for, if the question under way is a swap.
+    asked: Option<Record>,
+    /// The guest has ended; its output is given up at this time.
+    leave_by: Option<Time>,
+}
+
+impl Holding {
+    /// Strikes the standby off, which takes the next generation (I2, I4).
+    pub(crate) fn striking(cx: &mut Context, right: Right, leave_by: Option<Time>) -> State {
+        let Context { config, .. } = cx;
+        let named = Record::protected(right.generation, config.node, config.peer);
+        let new = Record::solo(right.generation + 1, config.node);
+        cx.ask(Request::Swap {
+            expected: Some(named),
+            new,
+        });
+        Self::asked(right, Some(new), leave_by)
+    }
+
+    /// A question that was asked before is still under way.
+    pub(crate) fn asked(right: Right, asked: Option<Record>, leave_by: Option<Time>) -> State {
+        State::Holding(Self {
+            right,
+            asked,
+            leave_by,
+        })
+    }
+
+    /// No arbiter: the peer may be promoted by its operator, so nothing is released until
+    /// it is back.
+    pub(crate) fn for_peer(cx: &mut Context, right: Right) -> State {
+        cx.report(Report::Holding);
+        Self::asked(right, None, None)
+    }
+
+    /// No arbiter, and the guest has ended: its last words leave when the peer has too.
+    pub(crate) fn exited(cx: &mut Context, right: Right) -> State {
+        cx.send(Message::Bye, 0);
+        let deadline = cx.now + cx.config.leave;
+        Self::asked(right, None, Some(deadline))
+    }
+
+    pub(crate) fn waits_for_peer(&self, cx: &Context) -> bool {
+        !cx.config.arbiter && self.leave_by.is_none()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.leave_by
+    }
+
+    pub(crate) fn step(mut self, cx: &mut Context, event: Event) -> State {
+        match event {
+            Event::Answer(answer) => return self.answered(cx, answer),
+            Event::Retry => {
+                self.asked = None;
+                cx.ask(Request::Read);
+            }
+            Event::Peer(Status::Cold | Status::Synced { .. }) if self.waits_for_peer(cx) => {
+                return Syncing::begin(cx, self.right, true);
+            }
+            Event::Message(envelope)
+                if envelope.message == Message::Bye
+                    && self.leave_by.is_some()
+                    && !cx.config.arbiter =>
+            {
+                return Self::last_words(cx);
+            }
+            Event::GuestExited if self.leave_by.is_none() => {
+                self.leave_by = Some(cx.now + cx.config.leave);
+            }
+            Event::Tick if self.leave_by.is_some_and(|at| at <= cx.now) => {
+                cx.act(Action::Fence);
+                cx.send(Message::Bye, 0);
+                return cx.end(End::GuestExited);
+            }
+            _ => {}
+        }
+        State::Holding(self)
+    }
+
+    fn answered(self, cx: &mut Context, answer: Answer) -> State {
+        let record = match (answer, self.asked) {
+            (Answer::Won, Some(new)) => Some(new),
+            (Answer::Record(record) | Answer::Lost(record), _) => record,
+            (Answer::Won, None) | (Answer::Failed, _) => {
+                cx.back_off();
+                return State::Holding(self);
+            }
+        };
+        match judge(cx, self.right.generation, record) {
+            Verdict::Solo(generation) => self.release(cx, generation),
+            Verdict::Named if self.refused(answer) => {
+                cx.back_off();
+                State::Holding(self)
+            }
+            Verdict::Named => Self::striking(cx, self.right, self.leave_by),
+            Verdict::Unclear => {
+                cx.back_off();
+                State::Holding(self)
+            }
+            Verdict::Gone => cx.fence(),
+        }
+    }
+
+    /// The swap that strikes the standby off was refused, though nothing has changed.
+    fn refused(&self, answer: Answer) -> bool {
+        matches!(answer, Answer::Lost(_)) && self.asked.is_some_and(|new| new.standby.is_none())
+    }
+
+    fn release(self, cx: &mut Context, generation: u64) -> State {
+        if self.leave_by.is_some() {
+            return Self::last_words(cx);
+        }
+        cx.act(Action::OpenOutput);
+        let right = if generation == self.right.generation {
+            self.right
+        } else {
+            Right::new(generation)
+        };
+        Solo::enter(cx, right)
+    }
+
+    fn last_words(cx: &mut Context) -> State {
+        cx.act(Action::OpenOutput);
+        cx.send(Message::Bye, 0);
+        cx.end(End::GuestExited)
+    }
+}

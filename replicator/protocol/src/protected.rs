@@ -1,0 +1,248 @@
+//! Running the guest with its output gated on the standby.
+
+use crate::context::{Context, Right};
+use crate::event::{Action, CloseReason, End, Envelope, Message, Report};
+use crate::holding::{Holding, Verdict, judge};
+use crate::pace::{Pace, Step};
+use crate::record::{Answer, Record, Request};
+use crate::solo::Solo;
+use crate::state::{Event, State, out_of_place};
+use crate::time::Time;
+
+/// Failed captures in a row after which there is no protecting this guest.
+const MAX_FAILURES: u32 = 10;
+
+/// Epochs are captured and shipped; what the standby has acknowledged is released.
+#[derive(Debug)]
+pub(crate) struct Protected {
+    right: Right,
+    /// Output was held before the sync: there is no solo right to fall back on.
+    gated: bool,
+    pace: Pace,
+    /// A capture or a look is under way.
+    busy: bool,
+    /// Captures that failed in a row.
+    failures: u32,
+    /// The last epoch that committed.
+    committed: u64,
+    naming: Naming,
+}
+
+/// How far the standby is named in the arbiter's record (I4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    /// The first epoch has not committed yet.
+    NotYet,
+    /// Asked for this record.
+    Asked(Record),
+    /// The arbiter failed: it may or may not be written, and is read before anything else.
+    Unknown,
+    Named,
+}
+
+impl Protected {
+    /// The output gate is closed. Starts with the epoch that completes the sync.
+    pub(crate) fn begin(cx: &mut Context, right: Right, gated: bool) -> State {
+        let mut state = Self {
+            right,
+            gated,
+            pace: Pace::new(cx.now, &cx.config),
+            busy: false,
+            failures: 0,
+            committed: right.next_epoch - 1,
+            naming: Naming::NotYet,
+        };
+        state.capture(cx);
+        State::Protected(state)
+    }
+
+    pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
+        self.may_capture(cx).then(|| self.pace.due(&cx.config))
+    }
+
+    pub(crate) fn step(mut self, cx: &mut Context, event: Event) -> State {
+        match event {
+            Event::Captured { epoch, idle } => {
+                self.busy = false;
+                self.failures = 0;
+                self.right.next_epoch = epoch + 1;
+                self.pace.captured(cx.now, idle, &cx.config);
+                cx.act(Action::Ship {
+                    generation: self.right.generation,
+                    epoch,
+                });
+            }
+            Event::CaptureFailed => {
+                self.busy = false;
+                self.failures += 1;
+                if self.failures == MAX_FAILURES {
+                    // Output is not to be held for ever.
+                    cx.close(CloseReason::NoCapture);
+                }
+                self.pace.failed(cx.now, &cx.config);
+            }
+            Event::Dirty(dirty) => {
+                self.busy = false;
+                if dirty {
+                    self.pace.found_dirty();
+                } else {
+                    self.pace.looked(cx.now, &cx.config);
+                }
+            }
+            Event::OutputWaiting => self.pace.output_waits(),
+            Event::Message(envelope) => self.hear(cx, envelope),
+            Event::Answer(answer) => return self.answered(cx, answer),
+            Event::Retry => cx.ask(Request::Read),
+            Event::LinkLost | Event::LinkFaulty => return self.unlink(cx),
+            Event::GuestExited => return self.leave(cx),
+            Event::Tick | Event::Peer(_) | Event::RoundSent | Event::Harvested(_) => {}
+        }
+        self.pump(cx);
+        State::Protected(self)
+    }
+
+    fn may_capture(&self, cx: &Context) -> bool {
+        // Back-pressure: a slow link or standby makes epochs longer, not queues.
+        let in_flight = self.right.next_epoch - 1 - self.committed;
+        !self.busy && in_flight < cx.config.window
+    }
+
+    fn pump(&mut self, cx: &mut Context) {
+        if !self.may_capture(cx) {
+            return;
+        }
+        match self.pace.step(cx.now, &cx.config) {
+            Some(Step::Capture) => self.capture(cx),
+            Some(Step::Peek) => {
+                self.busy = true;
+                cx.act(Action::Peek);
+            }
+            None => {}
+        }
+    }
+
+    fn capture(&mut self, cx: &mut Context) {
+        self.busy = true;
+        self.pace.begins(cx.now);
+        cx.act(Action::Capture(self.right.next_epoch));
+    }
+
+    fn hear(&mut self, cx: &mut Context, envelope: Envelope) {
+        let epoch = envelope.epoch;
+        match envelope.message {
+            Message::Ack if epoch > self.committed && epoch < self.right.next_epoch => {
+                self.committed = epoch;
+                // Only now is this harvest dropped (I5).
+                cx.act(Action::Committed(epoch));
+                self.commit(cx);
+            }
+            // The standby leaves.
+            Message::Bye => cx.close(CloseReason::OutOfPlace(Message::Bye)),
+            other => out_of_place(cx, other),
+        }
+    }
+
+    /// An epoch has committed: its output may leave, if the standby could take over (I1).
+    fn commit(&mut self, cx: &mut Context) {
+        match self.naming {
+            Naming::Named => cx.act(Action::Release(self.committed)),
+            // The standby is synced and all output is gated on it: now it is eligible (I4).
+            // Output waits until the arbiter knows.
+            Naming::NotYet if cx.config.arbiter => self.name(cx),
+            Naming::NotYet => self.protected(cx),
+            Naming::Asked(_) | Naming::Unknown => {}
+        }
+    }
+
+    fn name(&mut self, cx: &mut Context) {
+        let expected = Record::solo(self.right.generation, cx.config.node);
+        let new = Record {
+            standby: Some(cx.config.peer),
+            ..expected
+        };
+        self.naming = Naming::Asked(new);
+        cx.ask(Request::Swap {
+            expected: Some(expected),
+            new,
+        });
+    }
+
+    fn protected(&mut self, cx: &mut Context) {
+        self.naming = Naming::Named;
+        cx.act(Action::Release(self.committed));
+        cx.send(Message::Named, 0);
+        cx.report(Report::Protected(self.right.generation));
+    }
+
+    fn answered(mut self, cx: &mut Context, answer: Answer) -> State {
+        let record = match (answer, self.naming) {
+            (Answer::Won, Naming::Asked(new)) => Some(new),
+            (Answer::Record(record) | Answer::Lost(record), _) => record,
+            (Answer::Won | Answer::Failed, _) => {
+                self.naming = Naming::Unknown;
+                cx.back_off();
+                self.pump(cx);
+                return State::Protected(self);
+            }
+        };
+        match judge(cx, self.right.generation, record) {
+            Verdict::Named => self.protected(cx),
+            // Not written. Were it refused though, the arbiter would contradict itself.
+            Verdict::Solo(generation)
+                if generation == self.right.generation && answer == Answer::Record(record) =>
+            {
+                self.name(cx);
+            }
+            Verdict::Solo(_) | Verdict::Unclear => {
+                self.naming = Naming::Unknown;
+                cx.back_off();
+            }
+            Verdict::Gone => return cx.fence(),
+        }
+        self.pump(cx);
+        State::Protected(self)
+    }
+
+    /// The standby is gone. What it has not acknowledged stays held (I1).
+    fn unlink(self, cx: &mut Context) -> State {
+        cx.act(Action::StopTracking);
+        match self.naming {
+            // It was never named: the right to release alone was never given up.
+            Naming::NotYet if !self.gated => {
+                cx.act(Action::OpenOutput);
+                Solo::enter(cx, self.right)
+            }
+            _ if !cx.config.arbiter => Holding::for_peer(cx, self.right),
+            _ => {
+                cx.report(Report::Holding);
+                self.strike(cx, None)
+            }
+        }
+    }
+
+    /// The guest has ended. Its last words are released under the solo right.
+    fn leave(self, cx: &mut Context) -> State {
+        cx.act(Action::StopTracking);
+        match self.naming {
+            Naming::NotYet if !self.gated => {
+                cx.act(Action::OpenOutput);
+                cx.send(Message::Bye, 0);
+                cx.end(End::GuestExited)
+            }
+            _ if !cx.config.arbiter => Holding::exited(cx, self.right),
+            _ => {
+                let deadline = cx.now + cx.config.leave;
+                self.strike(cx, Some(deadline))
+            }
+        }
+    }
+
+    fn strike(self, cx: &mut Context, leave_by: Option<Time>) -> State {
+        match self.naming {
+            Naming::Named => Holding::striking(cx, self.right, leave_by),
+            Naming::Asked(new) => Holding::asked(self.right, Some(new), leave_by),
+            // A read is under way or will be.
+            Naming::NotYet | Naming::Unknown => Holding::asked(self.right, None, leave_by),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Following a primary, and taking over from it.
+
+use crate::context::{Context, Right};
+use crate::event::{Action, Envelope, Message, Report, Role, Status};
+use crate::record::{Answer, Record, Request};
+use crate::solo::Solo;
+use crate::starting::Starting;
+use crate::state::{Event, State, out_of_place, peer_guest_ended};
+
+/// Holds, or is about to hold, a copy of the primary's guest.
+#[derive(Debug)]
+pub(crate) struct Standby(Held);
+
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    /// Parts of a sync: of no use on their own.
+    Parts,
+    /// A committed epoch, whole (I3).
+    Epoch { epoch: u64, named: bool },
+}
+
+impl Standby {
+    /// A full sync starts: whatever was held before is void.
+    pub(crate) fn begin(cx: &mut Context, generation: u64) -> State {
+        cx.generation = generation;
+        cx.act(Action::Expect(generation));
+        State::Standby(Self(Held::Parts))
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        match self.0 {
+            Held::Parts => Role::Filling,
+            Held::Epoch { .. } => Role::Synced,
+        }
+    }
+
+    pub(crate) fn status(&self, cx: &Context) -> Option<Status> {
+        match self.0 {
+            // With an arbiter a standby that lost its link is promoting instead.
+            Held::Epoch { epoch, .. } if !cx.config.arbiter => Some(Status::Synced { epoch }),
+            Held::Epoch { .. } | Held::Parts => None,
+        }
+    }
+
+    pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
+        match (event, self.0) {
+            (Event::Message(envelope), held) => Self::hear(cx, held, envelope),
+            (Event::LinkLost | Event::LinkFaulty, Held::Parts) => {
+                fail::fail_point!("standby::promote_unsynced", |_| Promoting::begin(cx));
+                cx.report(Report::NotNamed);
+                Starting::wait(cx, None)
+            }
+            (Event::LinkLost, Held::Epoch { .. }) if cx.config.arbiter => Promoting::begin(cx),
+            (Event::LinkFaulty, Held::Epoch { .. }) if cx.config.arbiter => Promoting::later(cx),
+            (Event::LinkLost | Event::LinkFaulty, Held::Epoch { .. }) => {
+                cx.report(Report::NotPromoting);
+                State::Standby(self)
+            }
+            _ => State::Standby(self),
+        }
+    }
+
+    fn hear(cx: &mut Context, held: Held, envelope: Envelope) -> State {
+        let epoch = envelope.epoch;
+        let held = match (envelope.message, held) {
+            (Message::SyncBegin, _) => return Self::begin(cx, envelope.generation),
+            (Message::Bye, _) => return peer_guest_ended(cx),
+            (Message::SyncPages, Held::Parts) => {
+                cx.act(Action::Store);
+                held
+            }
+            (Message::Epoch, Held::Parts) => {
+                commit(cx, epoch);
+                Held::Epoch {
+                    epoch,
+                    named: false,
+                }
+            }
+            // An epoch holds what changed since the one before: none may be missing (I3).
+            (Message::Epoch, Held::Epoch { epoch: last, named })
+                if last.checked_add(1) == Some(epoch) =>
+            {
+                commit(cx, epoch);
+                Held::Epoch { epoch, named }
+            }
+            (
+                Message::Named,
+                Held::Epoch {
+                    epoch,
+                    named: false,
+                },
+            ) => {
+                cx.report(Report::StandbyReady(cx.generation));
+                Held::Epoch { epoch, named: true }
+            }
+            (message, held) => {
+                out_of_place(cx, message);
+                held
+            }
+        };
+        State::Standby(Self(held))
+    }
+}
+
+/// The epoch is here whole and verified, and nothing can take it away any more: it is
+/// acknowledged first and applied right after.
+fn commit(cx: &mut Context, epoch: u64) {
+    cx.send(Message::Ack, epoch);
+    cx.act(Action::Apply(epoch));
+}
+
+/// The primary is silent or gone: races for the right to run the guest (I2).
+#[derive(Debug)]
+pub(crate) struct Promoting {
+    /// The record that makes this twin eligible (I4).
+    named: Record,
+    /// The record to have.
+    new: Record,
+}
+
+impl Promoting {
+    fn new(cx: &Context) -> Self {
+        let Context {
+            config, generation, ..
+        } = cx;
+        Self {
+            named: Record::protected(*generation, config.peer, config.node),
+            new: Record::solo(generation.saturating_add(1), config.node),
+        }
+    }
+
+    fn begin(cx: &mut Context) -> State {
+        let state = Self::new(cx);
+        cx.report(Report::Promoting(state.new.generation));
+        state.ask(cx)
+    }
+
+    /// A bad frame is no reason to take the guest from a primary that is alive: it gets the
+    /// time to go solo. If it does not use it, it is dead after all.
+    fn later(cx: &mut Context) -> State {
+        cx.retry_at = Some(cx.now + cx.config.timeout);
+        State::Promoting(Self::new(cx))
+    }
+
+    fn ask(self, cx: &mut Context) -> State {
+        cx.ask(Request::Swap {
+            expected: Some(self.named),
+            new: self.new,
+        });
+        State::Promoting(self)
+    }
+
+    pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
+        match event {
+            Event::Answer(answer) => self.answered(cx, answer),
+            Event::Retry => {
+                cx.ask(Request::Read);
+                State::Promoting(self)
+            }
+            _ => State::Promoting(self),
+        }
+    }
+
+    fn answered(self, cx: &mut Context, answer: Answer) -> State {
+        match answer {
+            Answer::Won => self.promote(cx),
+            // A swap of ours whose answer was lost.
+            Answer::Record(record) | Answer::Lost(record) if record == Some(self.new) => {
+                self.promote(cx)
+            }
+            Answer::Record(record) if record == Some(self.named) => self.ask(cx),
+            Answer::Failed | Answer::Record(None) | Answer::Lost(None) => {
+                cx.back_off();
+                State::Promoting(self)
+            }
+            Answer::Lost(record) if record == Some(self.named) => {
+                cx.back_off();
+                State::Promoting(self)
+            }
+            // Struck off, or never named: what is held here may be old. It is never run.
+            Answer::Record(_) | Answer::Lost(_) => {
+                cx.report(Report::NotNamed);
+                Starting::wait(cx, None)
+            }
+        }
+    }
+
+    fn promote(self, cx: &mut Context) -> State {
+        let generation = self.new.generation;
+        cx.act(Action::OpenOutput);
+        cx.act(Action::Promote);
+        cx.report(Report::Promoted(generation));
+        Solo::enter(cx, Right::new(generation))
+    }
+}

@@ -1,0 +1,129 @@
+//! Before a guest runs anywhere that this twin knows of.
+
+use crate::context::{Context, Right};
+use crate::event::{Action, Message, Report, Status};
+use crate::record::{Answer, Record, Request};
+use crate::solo::Solo;
+use crate::standby::Standby;
+use crate::state::{Event, State, out_of_place, peer_guest_ended};
+
+/// Finding out whether to boot the guest, to wait, or to follow.
+#[derive(Debug)]
+pub(crate) struct Starting(Phase);
+
+#[derive(Debug)]
+enum Phase {
+    Reading,
+    /// Asked for this record, or reading whether it was written.
+    Claiming(Record),
+    /// The record, when it was read and may still be in force.
+    Waiting(Option<Record>),
+}
+
+impl Starting {
+    pub(crate) fn new() -> Self {
+        Self(Phase::Waiting(None))
+    }
+
+    pub(crate) fn begin(cx: &mut Context) -> State {
+        if cx.config.arbiter {
+            cx.ask(Request::Read);
+            State::Starting(Self(Phase::Reading))
+        } else if cx.config.first() {
+            boot(cx, 1)
+        } else {
+            Self::wait(cx, None)
+        }
+    }
+
+    /// Waits for a peer that is, or knows, the primary. Also the place of a standby that
+    /// lost its primary before it was of use: it will never promote what it holds (I4).
+    pub(crate) fn wait(cx: &mut Context, record: Option<Record>) -> State {
+        if let Some(named) = record
+            && named.releaser == cx.config.node
+            && cx.link.peer() == Some(Status::Cold)
+        {
+            // A claim that the arbiter did not take: the peer will not greet again.
+            return claim(cx, record);
+        }
+        cx.report(Report::WaitingForPeer(record));
+        State::Starting(Self(Phase::Waiting(record)))
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self.0, Phase::Waiting(_))
+    }
+
+    pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
+        match (self.0, event) {
+            (Phase::Reading, Event::Answer(Answer::Record(record))) => decide(cx, record),
+            (Phase::Claiming(new), Event::Answer(Answer::Won)) => boot(cx, new.generation),
+            (
+                Phase::Claiming(new),
+                Event::Answer(Answer::Lost(record) | Answer::Record(record)),
+            ) => {
+                if record == Some(new) {
+                    // A claim of ours whose answer was lost.
+                    boot(cx, new.generation)
+                } else {
+                    decide(cx, record)
+                }
+            }
+            (phase @ (Phase::Reading | Phase::Claiming(_)), Event::Answer(_)) => {
+                cx.back_off();
+                State::Starting(Self(phase))
+            }
+            (phase @ (Phase::Reading | Phase::Claiming(_)), Event::Retry) => {
+                cx.ask(Request::Read);
+                State::Starting(Self(phase))
+            }
+            // Both are cold, so nothing live is left to protect: who had the right boots.
+            (Phase::Waiting(Some(record)), Event::Peer(Status::Cold))
+                if record.releaser == cx.config.node =>
+            {
+                claim(cx, Some(record))
+            }
+            (Phase::Waiting(_), Event::Message(envelope))
+                if envelope.message == Message::SyncBegin =>
+            {
+                Standby::begin(cx, envelope.generation)
+            }
+            (Phase::Waiting(_), Event::Message(envelope)) if envelope.message == Message::Bye => {
+                peer_guest_ended(cx)
+            }
+            (phase, Event::Message(envelope)) => {
+                out_of_place(cx, envelope.message);
+                State::Starting(Self(phase))
+            }
+            (phase, _) => State::Starting(Self(phase)),
+        }
+    }
+}
+
+fn decide(cx: &mut Context, record: Option<Record>) -> State {
+    let me = cx.config.node;
+    match record {
+        None if cx.config.first() => claim(cx, None),
+        // Nobody was named, so nobody holds anything newer.
+        Some(record) if record.releaser == me && record.standby.is_none() => {
+            claim(cx, Some(record))
+        }
+        // The peer runs the guest, or may hold an epoch newer than anything here.
+        _ => Starting::wait(cx, record),
+    }
+}
+
+/// Nothing runs before the claim is durable: a guest writes to its disk from the start (I2).
+fn claim(cx: &mut Context, expected: Option<Record>) -> State {
+    let generation = expected.map_or(1, |record| record.generation.saturating_add(1));
+    let new = Record::solo(generation, cx.config.node);
+    cx.ask(Request::Swap { expected, new });
+    State::Starting(Starting(Phase::Claiming(new)))
+}
+
+fn boot(cx: &mut Context, generation: u64) -> State {
+    cx.act(Action::OpenOutput);
+    cx.act(Action::Boot);
+    cx.report(Report::GuestRunning(generation));
+    Solo::enter(cx, Right::new(generation))
+}

@@ -1,0 +1,124 @@
+//! The states of a twin. A step consumes the old state and gives the new one.
+
+use crate::context::Context;
+use crate::event::{CloseReason, End, Envelope, Message, Role, Status};
+use crate::holding::Holding;
+use crate::protected::Protected;
+use crate::record::Answer;
+use crate::solo::Solo;
+use crate::standby::{Promoting, Standby};
+use crate::starting::Starting;
+use crate::syncing::Syncing;
+use crate::time::Time;
+
+/// What a state is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Both sides have greeted: the peer is in this condition.
+    Peer(Status),
+    LinkLost,
+    /// The link is gone, though the peer is alive.
+    LinkFaulty,
+    /// Anything but a hello, under the right generation.
+    Message(Envelope),
+    Answer(Answer),
+    /// The pause after a failure of the arbiter is over.
+    Retry,
+    Tick,
+    RoundSent,
+    Harvested(u64),
+    Captured {
+        epoch: u64,
+        idle: bool,
+    },
+    CaptureFailed,
+    Dirty(bool),
+    OutputWaiting,
+    GuestExited,
+}
+
+#[derive(Debug)]
+pub(crate) enum State {
+    Starting(Starting),
+    Solo(Solo),
+    Syncing(Syncing),
+    Protected(Protected),
+    Holding(Holding),
+    Standby(Standby),
+    Promoting(Promoting),
+    Ended,
+}
+
+impl State {
+    pub(crate) fn step(self, cx: &mut Context, event: Event) -> Self {
+        match self {
+            Self::Starting(state) => state.step(cx, event),
+            Self::Solo(state) => state.step(cx, event),
+            Self::Syncing(state) => state.step(cx, event),
+            Self::Protected(state) => state.step(cx, event),
+            Self::Holding(state) => state.step(cx, event),
+            Self::Standby(state) => state.step(cx, event),
+            Self::Promoting(state) => state.step(cx, event),
+            Self::Ended => Self::Ended,
+        }
+    }
+
+    /// What to say in a hello. None while a race is open: whatever was said now could be
+    /// wrong by the time it is read.
+    pub(crate) fn status(&self, cx: &Context) -> Option<Status> {
+        match self {
+            Self::Starting(state) => state.waits().then_some(Status::Cold),
+            Self::Solo(state) => state.settled().then_some(Status::Primary),
+            Self::Holding(state) => state.waits_for_peer(cx).then_some(Status::Primary),
+            Self::Standby(state) => state.status(cx),
+            Self::Syncing(_) | Self::Protected(_) | Self::Promoting(_) | Self::Ended => None,
+        }
+    }
+
+    pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
+        match self {
+            Self::Protected(state) => state.deadline(cx),
+            Self::Holding(state) => state.deadline(),
+            Self::Starting(_)
+            | Self::Solo(_)
+            | Self::Syncing(_)
+            | Self::Standby(_)
+            | Self::Promoting(_)
+            | Self::Ended => None,
+        }
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        match self {
+            Self::Starting(_) => Role::Starting,
+            Self::Solo(_) => Role::Solo,
+            Self::Syncing(_) => Role::Syncing,
+            Self::Protected(_) => Role::Protected,
+            Self::Holding(_) => Role::Holding,
+            Self::Standby(state) => state.role(),
+            Self::Promoting(_) => Role::Promoting,
+            Self::Ended => Role::Ended,
+        }
+    }
+
+    /// Does a guest run here, or did until it was fenced?
+    pub(crate) fn runs_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::Solo(_) | Self::Syncing(_) | Self::Protected(_) | Self::Holding(_)
+        )
+    }
+}
+
+/// A message that a state has no use for.
+pub(crate) fn out_of_place(cx: &mut Context, message: Message) {
+    if !matches!(message, Message::Heartbeat) {
+        cx.close(CloseReason::OutOfPlace(message));
+    }
+}
+
+/// The primary says that its guest has ended: nothing is left to stand by for.
+pub(crate) fn peer_guest_ended(cx: &mut Context) -> State {
+    cx.send(Message::Bye, 0);
+    cx.end(End::PeerGuestExited)
+}

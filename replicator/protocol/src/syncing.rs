@@ -1,0 +1,95 @@
+//! Filling a standby while the guest runs.
+
+use crate::context::{Context, Right};
+use crate::event::{Action, End, Message, Report};
+use crate::holding::Holding;
+use crate::protected::Protected;
+use crate::solo::Solo;
+use crate::state::{Event, State, out_of_place};
+
+/// Sends all memory, then in rounds what was dirtied meanwhile, until little is left.
+/// Output flows as before: the standby is not named yet (I4).
+#[derive(Debug)]
+pub(crate) struct Syncing {
+    right: Right,
+    /// Output was held before the sync, and stays held.
+    gated: bool,
+    rounds: u32,
+    /// Pages that the round before had to send.
+    before: u64,
+}
+
+impl Syncing {
+    pub(crate) fn begin(cx: &mut Context, right: Right, gated: bool) -> State {
+        cx.report(Report::Syncing(right.generation));
+        cx.act(Action::StartTracking);
+        cx.send(Message::SyncBegin, 0);
+        name_unsynced(cx, right);
+        cx.act(Action::SendMemory(right.generation));
+        State::Syncing(Self {
+            right,
+            gated,
+            rounds: 0,
+            before: u64::MAX,
+        })
+    }
+
+    pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
+        match event {
+            Event::RoundSent => {
+                cx.act(Action::Harvest);
+                State::Syncing(self)
+            }
+            Event::Harvested(pages) => self.harvested(cx, pages),
+            Event::LinkLost | Event::LinkFaulty => {
+                cx.act(Action::StopTracking);
+                if self.gated {
+                    Holding::for_peer(cx, self.right)
+                } else {
+                    Solo::enter(cx, self.right)
+                }
+            }
+            Event::GuestExited => {
+                cx.act(Action::StopTracking);
+                if self.gated {
+                    return Holding::exited(cx, self.right);
+                }
+                cx.send(Message::Bye, 0);
+                cx.end(End::GuestExited)
+            }
+            Event::Message(envelope) => {
+                out_of_place(cx, envelope.message);
+                State::Syncing(self)
+            }
+            _ => State::Syncing(self),
+        }
+    }
+
+    fn harvested(mut self, cx: &mut Context, pages: u64) -> State {
+        self.rounds += 1;
+        let few = pages <= cx.config.last_round_pages;
+        // The guest dirties pages about as fast as the link takes them.
+        let stuck = self.rounds >= 3 && pages > self.before / 4 * 3;
+        if few || stuck || self.rounds >= cx.config.rounds {
+            // The first epoch carries what is left; nothing leaves before it commits.
+            cx.act(Action::KeepHarvest);
+            cx.act(Action::HoldOutput);
+            return Protected::begin(cx, self.right, self.gated);
+        }
+        self.before = pages;
+        cx.act(Action::SendHarvest(self.right.generation));
+        State::Syncing(self)
+    }
+}
+
+/// Nothing, but for a test that breaks I4 on purpose.
+fn name_unsynced(_cx: &mut Context, _right: Right) {
+    fail::fail_point!("standby::promote_unsynced", |_| {
+        use crate::record::{Record, Request};
+        let (me, peer) = (_cx.config.node, _cx.config.peer);
+        _cx.ask(Request::Swap {
+            expected: Some(Record::solo(_right.generation, me)),
+            new: Record::protected(_right.generation, me, peer),
+        });
+    });
+}

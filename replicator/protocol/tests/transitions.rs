@@ -1,0 +1,404 @@
+//! Single transitions of the core: what each input makes it do.
+
+use std::time::Duration;
+
+use evertwin_protocol::{
+    Action, Answer, CloseReason, Config, End, Envelope, Input, Message, NodeId, Record, Report,
+    Request, Role, Status, Time, Twin,
+};
+
+fn node(name: &str) -> NodeId {
+    name.parse().expect("a valid name")
+}
+
+struct Bench {
+    twin: Twin,
+    now: u64,
+}
+
+impl Bench {
+    fn new(name: &str, arbiter: bool) -> Self {
+        let peer = if name == "a" { "b" } else { "a" };
+        let twin = Twin::new(Config::new(node(name), node(peer), arbiter));
+        Self { twin, now: 0 }
+    }
+
+    /// What the twin does, without what it tells the operator.
+    fn give(&mut self, input: Input) -> Vec<Action> {
+        self.now += 1000;
+        self.twin.handle(Time::from_nanos(self.now), input);
+        std::iter::from_fn(|| self.twin.poll_action())
+            .filter(|action| !matches!(action, Action::Report(_)))
+            .collect()
+    }
+
+    fn pass(&mut self, span: Duration) -> Vec<Action> {
+        self.now += u64::try_from(span.as_nanos()).expect("a short time");
+        self.give(Input::Tick)
+    }
+
+    fn hear(&mut self, generation: u64, epoch: u64, message: Message) -> Vec<Action> {
+        self.give(Input::Received(Envelope {
+            generation,
+            epoch,
+            message,
+        }))
+    }
+
+    /// A primary whose standby is named, with epoch 1 committed.
+    fn protected() -> Self {
+        let mut bench = Self::new("a", true);
+        bench.give(Input::Start);
+        bench.give(Input::Arbiter(Answer::Record(None)));
+        bench.give(Input::Arbiter(Answer::Won));
+        bench.give(Input::LinkUp);
+        bench.hear(0, 0, Message::Hello(Status::Cold));
+        bench.give(Input::RoundSent);
+        bench.give(Input::Harvested(0));
+        let epoch = 1;
+        bench.give(Input::Captured { epoch, idle: false });
+        bench.hear(1, 1, Message::Ack);
+        let actions = bench.give(Input::Arbiter(Answer::Won));
+        assert_eq!(actions[0], Action::Release(1));
+        assert_eq!(bench.twin.role(), Role::Protected);
+        bench
+    }
+
+    /// A standby that holds epoch 1 of generation 1.
+    fn synced(arbiter: bool) -> Self {
+        let mut bench = Self::new("b", arbiter);
+        bench.give(Input::Start);
+        if arbiter {
+            bench.give(Input::Arbiter(Answer::Record(Some(claimed()))));
+        }
+        bench.give(Input::LinkUp);
+        bench.hear(1, 0, Message::Hello(Status::Primary));
+        assert_eq!(bench.hear(1, 0, Message::SyncBegin), [Action::Expect(1)]);
+        assert_eq!(bench.hear(1, 0, Message::SyncPages), [Action::Store]);
+        let actions = bench.hear(1, 1, Message::Epoch);
+        assert_eq!(actions, [ack(1), Action::Apply(1)], "acknowledged first");
+        bench
+    }
+}
+
+fn claimed() -> Record {
+    Record::solo(1, node("a"))
+}
+
+fn ack(epoch: u64) -> Action {
+    Action::Send(Envelope {
+        generation: 1,
+        epoch,
+        message: Message::Ack,
+    })
+}
+
+fn swap(expected: Option<Record>, new: Record) -> Action {
+    Action::Ask(Request::Swap { expected, new })
+}
+
+#[test]
+fn a_cold_start_follows_the_record() {
+    let (a, b) = (node("a"), node("b"));
+    let first = Record::solo(1, a);
+    // Who starts, what the record says, what is claimed: nothing means waiting.
+    let table = [
+        ("a", None, Some(first)),
+        ("b", None, None),
+        ("a", Some(Record::solo(4, a)), Some(Record::solo(5, a))),
+        ("b", Some(Record::solo(4, b)), Some(Record::solo(5, b))),
+        ("a", Some(Record::solo(4, b)), None),
+        ("a", Some(Record::protected(4, a, b)), None),
+        ("a", Some(Record::protected(4, b, a)), None),
+        ("b", Some(Record::protected(4, a, b)), None),
+    ];
+    for (name, record, claim) in table {
+        let mut bench = Bench::new(name, true);
+        assert_eq!(bench.give(Input::Start), [Action::Ask(Request::Read)]);
+        let actions = bench.give(Input::Arbiter(Answer::Record(record)));
+        let want = claim.map(|new| swap(record, new));
+        assert_eq!(actions, Vec::from_iter(want), "{name} with {record:?}");
+        if claim.is_some() {
+            let actions = bench.give(Input::Arbiter(Answer::Won));
+            assert_eq!(actions, [Action::OpenOutput, Action::Boot]);
+        }
+    }
+}
+
+#[test]
+fn two_cold_twins_boot_where_the_right_was() {
+    let record = Record::protected(4, node("a"), node("b"));
+    for (name, boots) in [("a", true), ("b", false)] {
+        let mut bench = Bench::new(name, true);
+        bench.give(Input::Start);
+        bench.give(Input::Arbiter(Answer::Record(Some(record))));
+        bench.give(Input::LinkUp);
+        let actions = bench.hear(0, 0, Message::Hello(Status::Cold));
+        let claim = swap(Some(record), Record::solo(5, node("a")));
+        assert_eq!(actions.contains(&claim), boots);
+    }
+}
+
+#[test]
+fn a_claim_that_the_arbiter_did_not_take_is_made_again() {
+    let record = Record::protected(4, node("a"), node("b"));
+    let claim = swap(Some(record), Record::solo(5, node("a")));
+    let mut bench = Bench::new("a", true);
+    bench.give(Input::Start);
+    bench.give(Input::Arbiter(Answer::Record(Some(record))));
+    bench.give(Input::LinkUp);
+    let actions = bench.hear(0, 0, Message::Hello(Status::Cold));
+    assert!(actions.contains(&claim));
+    bench.give(Input::Arbiter(Answer::Failed));
+    for _ in 0..3 {
+        bench.hear(0, 0, Message::Heartbeat);
+        let actions = bench.pass(Duration::from_millis(200));
+        assert!(actions.contains(&Action::Ask(Request::Read)), "{actions:?}");
+        let actions = bench.give(Input::Arbiter(Answer::Record(Some(record))));
+        assert!(actions.contains(&claim), "{actions:?}");
+        bench.give(Input::Arbiter(Answer::Failed));
+    }
+}
+
+#[test]
+fn a_primary_that_can_not_capture_goes_on_alone() {
+    let mut bench = Bench::protected();
+    bench.give(Input::OutputWaiting);
+    for _ in 1..10 {
+        let actions = bench.give(Input::CaptureFailed);
+        assert!(!actions.contains(&Action::Close(CloseReason::NoCapture)));
+        bench.pass(Duration::from_millis(20));
+    }
+    let actions = bench.give(Input::CaptureFailed);
+    assert_eq!(actions[0], Action::Close(CloseReason::NoCapture));
+    let named = Record::protected(1, node("a"), node("b"));
+    assert!(actions.contains(&swap(Some(named), Record::solo(2, node("a")))));
+}
+
+#[test]
+fn without_an_arbiter_the_lower_name_runs() {
+    let mut a = Bench::new("a", false);
+    assert_eq!(a.give(Input::Start), [Action::OpenOutput, Action::Boot]);
+    let mut b = Bench::new("b", false);
+    assert_eq!(b.give(Input::Start), []);
+    assert!(b.twin.wants_link());
+}
+
+#[test]
+fn nothing_is_released_before_its_acknowledgement() {
+    let mut bench = Bench::protected();
+    let actions = bench.give(Input::OutputWaiting);
+    assert_eq!(actions, [Action::Capture(2)]);
+    let captured = Input::Captured {
+        epoch: 2,
+        idle: false,
+    };
+    let ship = Action::Ship {
+        generation: 1,
+        epoch: 2,
+    };
+    assert_eq!(bench.give(captured), [ship]);
+    let actions = bench.hear(1, 2, Message::Ack);
+    assert_eq!(actions, [Action::Committed(2), Action::Release(2)]);
+    // An acknowledgement of what was never shipped is not believed.
+    let actions = bench.hear(1, 3, Message::Ack);
+    let reason = CloseReason::OutOfPlace(Message::Ack);
+    assert!(actions.contains(&Action::Close(reason)), "{actions:?}");
+}
+
+#[test]
+fn epochs_in_flight_are_bounded() {
+    let mut bench = Bench::protected();
+    for epoch in [2, 3] {
+        let actions = bench.pass(Duration::from_millis(25));
+        assert!(actions.contains(&Action::Capture(epoch)), "{actions:?}");
+        bench.give(Input::Captured { epoch, idle: false });
+    }
+    let actions = bench.pass(Duration::from_millis(25));
+    assert!(!actions.contains(&Action::Capture(4)), "{actions:?}");
+    let actions = bench.hear(1, 2, Message::Ack);
+    assert!(actions.contains(&Action::Capture(4)), "{actions:?}");
+}
+
+#[test]
+fn a_primary_that_loses_the_race_is_fenced() {
+    let mut bench = Bench::protected();
+    let named = Record::protected(1, node("a"), node("b"));
+    let actions = bench.give(Input::LinkDown);
+    let strike = swap(Some(named), Record::solo(2, node("a")));
+    assert_eq!(actions, [Action::StopTracking, strike]);
+    let lost = Answer::Lost(Some(Record::solo(2, node("b"))));
+    let actions = bench.give(Input::Arbiter(lost));
+    assert_eq!(actions, [Action::Fence, Action::End(End::Fenced)]);
+}
+
+#[test]
+fn a_primary_holds_until_the_arbiter_answers() {
+    let mut bench = Bench::protected();
+    bench.give(Input::LinkDown);
+    for _ in 0..3 {
+        assert_eq!(bench.give(Input::Arbiter(Answer::Failed)), []);
+        let actions = bench.pass(Duration::from_millis(150));
+        assert_eq!(actions, [Action::Ask(Request::Read)]);
+    }
+    // The strike was made, though its answer was lost.
+    let record = Some(Record::solo(2, node("a")));
+    let actions = bench.give(Input::Arbiter(Answer::Record(record)));
+    assert_eq!(actions, [Action::OpenOutput]);
+    assert_eq!(
+        (bench.twin.role(), bench.twin.generation()),
+        (Role::Solo, 2)
+    );
+}
+
+#[test]
+fn silence_is_loss() {
+    let mut bench = Bench::synced(true);
+    for _ in 0..20 {
+        let actions = bench.pass(Duration::from_millis(60));
+        assert!(matches!(actions[..], [Action::Send(_)]), "{actions:?}");
+        bench.hear(1, 0, Message::Heartbeat);
+    }
+    let actions = bench.pass(Duration::from_millis(501));
+    let named = Record::protected(1, node("a"), node("b"));
+    let promotion = swap(Some(named), Record::solo(2, node("b")));
+    assert_eq!(actions, [Action::Close(CloseReason::Silent), promotion]);
+    let actions = bench.give(Input::Arbiter(Answer::Won));
+    assert_eq!(actions, [Action::OpenOutput, Action::Promote]);
+}
+
+#[test]
+fn a_primary_that_was_frozen_releases_nothing_that_it_finds_acknowledged() {
+    let mut bench = Bench::protected();
+    bench.give(Input::OutputWaiting);
+    bench.give(Input::Captured {
+        epoch: 2,
+        idle: false,
+    });
+    bench.now += 600_000_000;
+    let actions = bench.hear(1, 2, Message::Ack);
+    assert_eq!(actions[0], Action::Close(CloseReason::Silent));
+    let releases = |action: &Action| matches!(action, Action::Release(_) | Action::OpenOutput);
+    assert!(!actions.iter().any(releases), "{actions:?}");
+}
+
+#[test]
+fn a_bad_frame_leaves_the_guest_to_a_primary_that_is_alive() {
+    let mut bench = Bench::synced(true);
+    assert_eq!(bench.give(Input::LinkFault), []);
+    assert_eq!(bench.twin.role(), Role::Promoting);
+    // The primary has not struck this standby off in time.
+    let actions = bench.pass(Duration::from_millis(501));
+    assert_eq!(actions, [Action::Ask(Request::Read)]);
+    let named = Record::protected(1, node("a"), node("b"));
+    let actions = bench.give(Input::Arbiter(Answer::Record(Some(named))));
+    assert_eq!(actions, [swap(Some(named), Record::solo(2, node("b")))]);
+}
+
+#[test]
+fn a_standby_that_was_struck_off_never_promotes() {
+    let mut bench = Bench::synced(true);
+    bench.give(Input::LinkDown);
+    let lost = Answer::Lost(Some(Record::solo(2, node("a"))));
+    assert_eq!(bench.give(Input::Arbiter(lost)), []);
+    assert_eq!(bench.twin.role(), Role::Starting);
+    // The old right is not followed any more, the new one is.
+    bench.give(Input::LinkUp);
+    bench.hear(2, 0, Message::Hello(Status::Primary));
+    assert_eq!(bench.hear(2, 0, Message::SyncBegin), [Action::Expect(2)]);
+    let actions = bench.hear(1, 2, Message::Epoch);
+    assert_eq!(actions, [Action::Close(CloseReason::StaleGeneration)]);
+}
+
+#[test]
+fn an_epoch_that_skips_one_is_refused() {
+    let mut bench = Bench::synced(true);
+    let actions = bench.hear(1, 3, Message::Epoch);
+    let reason = CloseReason::OutOfPlace(Message::Epoch);
+    assert_eq!(actions[0], Action::Close(reason));
+}
+
+#[test]
+fn without_an_arbiter_a_standby_waits() {
+    let mut bench = Bench::synced(false);
+    assert_eq!(bench.give(Input::LinkDown), []);
+    assert_eq!(bench.twin.role(), Role::Synced);
+    bench.now += 1000;
+    let now = Time::from_nanos(bench.now);
+    bench.twin.handle(now, Input::LinkUp);
+    let hello = bench.twin.poll_action();
+    let status = Message::Hello(Status::Synced { epoch: 1 });
+    assert!(
+        matches!(hello, Some(Action::Send(envelope)) if envelope.message == status),
+        "{hello:?}"
+    );
+}
+
+#[test]
+fn an_ended_guest_says_its_last_words_alone() {
+    let mut bench = Bench::protected();
+    let actions = bench.give(Input::GuestExited);
+    let named = Record::protected(1, node("a"), node("b"));
+    let strike = swap(Some(named), Record::solo(2, node("a")));
+    assert_eq!(actions, [Action::StopTracking, strike]);
+    let actions = bench.give(Input::Arbiter(Answer::Won));
+    assert!(
+        matches!(
+            actions[..],
+            [
+                Action::OpenOutput,
+                Action::Send(Envelope {
+                    message: Message::Bye,
+                    ..
+                }),
+                Action::End(End::GuestExited)
+            ]
+        ),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn an_ended_guest_does_not_wait_for_ever() {
+    let mut bench = Bench::protected();
+    bench.give(Input::GuestExited);
+    let actions = bench.pass(Duration::from_secs(3));
+    assert!(actions.contains(&Action::Fence), "{actions:?}");
+    assert!(actions.contains(&Action::End(End::GuestExited)));
+    assert!(!actions.contains(&Action::OpenOutput));
+}
+
+#[test]
+fn an_idle_guest_is_looked_at_less_and_less() {
+    let mut bench = Bench::protected();
+    let actions = bench.pass(Duration::from_millis(21));
+    assert!(actions.contains(&Action::Capture(2)));
+    let captured = Input::Captured {
+        epoch: 2,
+        idle: true,
+    };
+    bench.give(captured);
+    bench.hear(1, 2, Message::Ack);
+    for wait in [20, 40, 80, 100, 100] {
+        let early = bench.pass(Duration::from_millis(wait - 1));
+        assert!(!early.contains(&Action::Peek), "{wait} ms");
+        let actions = bench.pass(Duration::from_millis(1));
+        assert!(actions.contains(&Action::Peek), "{wait} ms: {actions:?}");
+        bench.hear(1, 0, Message::Heartbeat);
+        assert_eq!(bench.give(Input::Dirty(false)), []);
+    }
+    assert_eq!(bench.give(Input::OutputWaiting), [Action::Capture(3)]);
+}
+
+#[test]
+fn the_operator_is_told() {
+    let mut bench = Bench::protected();
+    bench.now += 1000;
+    let now = Time::from_nanos(bench.now);
+    bench.twin.handle(now, Input::LinkDown);
+    let told = std::iter::from_fn(|| bench.twin.poll_action());
+    assert!(
+        told.into_iter()
+            .any(|action| action == Action::Report(Report::Holding))
+    );
+}
