@@ -1,1 +1,35 @@
 //! Drives the replication protocol over io_uring sockets.
+//!
+//! [`run`] is one twin: it joins the protocol's state machine (`evertwin-protocol`), the
+//! connection to the peer, the [`arbiter`] and the [`machine`] that runs or will run the
+//! guest. `PROTOCOL.md` describes the protocol.
+
+pub mod arbiter;
+mod config;
+mod connection;
+mod driver;
+pub mod machine;
+mod network;
+mod ring;
+mod wire;
+
+pub use config::{Config, Ended, Error};
+pub use evertwin_protocol::{NodeId, NodeNameError};
+pub use wire::{Difference, Kind, WireError};
+
+use arbiter::Arbiter;
+use driver::Driver;
+use machine::Machine;
+
+/// Runs one twin until its guest ends, it is fenced, or it is asked to stop.
+///
+/// # Errors
+/// When an address can't be used, the peer is another VM or speaks another protocol, the
+/// machine fails, or the ring can't be set up. A guest that ran here is fenced then.
+pub fn run(
+    config: Config,
+    machine: &mut dyn Machine,
+    arbiter: Option<Box<dyn Arbiter>>,
+) -> Result<Ended, Error> {
+    Driver::new(config, machine, arbiter)?.run()
+}

@@ -1,0 +1,112 @@
+//! Configuration of a twin, and how its run ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use evertwin_protocol::NodeId;
+
+use crate::machine::MachineError;
+use crate::wire::{Difference, WireError};
+
+/// How one twin is set up.
+pub struct Config {
+    /// This twin's name.
+    pub node: NodeId,
+    /// The other twin's name. The twin with the lower name listens, the other dials.
+    pub peer: NodeId,
+    /// Address of the twin that listens (the one with the lower name).
+    pub address: SocketAddr,
+    /// Longest epoch; waiting output ends it early. 1 ms to 10 s.
+    pub epoch: Duration,
+    /// Longest silence on a healthy link. At least 1 ms.
+    pub heartbeat: Duration,
+    /// Silence after which the peer counts as dead. At least twice `heartbeat`.
+    pub timeout: Duration,
+    /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
+    /// its guest, and its standby takes over.
+    pub stop: OwnedFd,
+}
+
+/// Why a run ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest ended by itself (reset, shutdown or panic) in this process.
+    GuestExited,
+    /// The guest ended by itself in the other twin.
+    PeerGuestExited,
+    /// The other twin has the right to run the guest: it was stopped here for good.
+    Fenced,
+    /// The run was asked to stop.
+    Stopped,
+}
+
+/// A run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting that can't work.
+    #[error("{0}")]
+    Setting(&'static str),
+    /// The listening address can't be used.
+    #[error(
+        "can't listen on {address}: {source}: check that the address is this host's and that no other twin uses it"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// io_uring can't be used.
+    #[error("io_uring failed: {0}: the kernel must allow it (sysctl kernel.io_uring_disabled=0)")]
+    Ring(io::Error),
+    /// A descriptor or thread could not be had.
+    #[error("the system refused a resource: {0}")]
+    System(#[from] io::Error),
+    /// The peer can't be the other half of this pair.
+    #[error("twin at {address}: {difference}")]
+    Peer {
+        /// The peer's address.
+        address: SocketAddr,
+        /// What differs.
+        difference: Difference,
+    },
+    /// The peer refused this twin.
+    #[error("twin at {address} refused this one: {reason}")]
+    Refused {
+        /// The peer's address.
+        address: SocketAddr,
+        /// The peer's words.
+        reason: String,
+    },
+    /// The peer does not speak our protocol.
+    #[error("{address}: {source}")]
+    Wire {
+        /// The peer's address.
+        address: SocketAddr,
+        /// What was received.
+        source: WireError,
+    },
+    /// The machine failed.
+    #[error("the machine failed: {0}")]
+    Machine(#[from] MachineError),
+}
+
+impl Config {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let millis = Duration::from_millis;
+        let wrong = if self.node == self.peer {
+            "both twins have the same name: name the nodes differently"
+        } else if !(millis(1)..=millis(10_000)).contains(&self.epoch) {
+            "replication.epoch must be between 1ms and 10s"
+        } else if self.heartbeat < millis(1) {
+            "replication.heartbeat must be at least 1ms"
+        } else if self.timeout < self.heartbeat * 2 {
+            "replication.timeout must be at least twice the heartbeat"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Setting(wrong))
+    }
+}

@@ -1,0 +1,266 @@
+//! Doing what the core says.
+
+use std::sync::Arc;
+
+use evertwin_protocol::{Action, Answer, Envelope, Input, Message};
+use tracing::{error, warn};
+
+use super::inbound::Kept;
+use super::sync::SyncRound;
+use super::{Driver, Shipment};
+use crate::config::Error;
+use crate::machine::{Capture, MachineError, PAGE_SIZE};
+use crate::wire::{Frame, Hello, Kind, ship};
+
+/// Buffers of epochs with more page bytes than this are not kept for the next epoch.
+const SPARE_BYTES: usize = 32 << 20;
+
+impl Driver<'_> {
+    /// `bytes` are the page contents that the last input spoke of.
+    pub(super) fn act(&mut self, action: Action, bytes: &[u8]) -> Result<(), Error> {
+        match action {
+            Action::Send(envelope) => self.send(envelope),
+            Action::Close(reason) => {
+                self.closing(reason);
+                self.network.cut_link();
+                self.forget_received();
+            }
+            Action::Ask(request) => {
+                let asked = self.arbiter.as_ref().map(|arbiter| arbiter.ask(request));
+                if let Some(answer) = asked.unwrap_or(Some(Answer::Failed)) {
+                    self.inputs.push_back(Input::Arbiter(answer));
+                }
+            }
+            Action::Boot => self.machine.boot()?,
+            Action::HoldOutput => self.machine.hold_output(),
+            Action::OpenOutput => self.machine.open_output(),
+            Action::Release(epoch) => {
+                self.machine.release_through(epoch);
+                fail::fail_point!("epoch::released");
+            }
+            Action::StartTracking => {
+                let started = self.machine.start_tracking();
+                self.or_lose_link(started, "dirty tracking could not be started");
+            }
+            Action::StopTracking => self.stop_tracking(),
+            Action::SendMemory(generation) => {
+                self.sync = Some(SyncRound::everything(generation, &self.identity.memory));
+            }
+            Action::Harvest => {
+                let harvested = self.machine.harvest_live(&mut self.harvest);
+                if self.or_lose_link(harvested, "dirty pages could not be harvested") {
+                    let pages = self.harvest.len() as u64;
+                    self.inputs.push_back(Input::Harvested(pages));
+                }
+            }
+            Action::SendHarvest(generation) => {
+                let pages = std::mem::take(&mut self.harvest);
+                self.sync = Some(SyncRound::harvest(generation, pages));
+            }
+            Action::KeepHarvest => self.machine.redirty(&self.harvest),
+            Action::Peek => {
+                let harvested = self.machine.harvest_live(&mut self.harvest);
+                if self.or_lose_link(harvested, "dirty pages could not be harvested") {
+                    // The next capture carries them (I5).
+                    self.machine.redirty(&self.harvest);
+                    let dirty = !self.harvest.is_empty();
+                    self.inputs.push_back(Input::Dirty(dirty));
+                }
+            }
+            Action::Capture(epoch) => self.capture(epoch),
+            Action::Ship { generation, epoch } => self.ship(generation, epoch),
+            Action::Committed(epoch) => self.committed(epoch),
+            Action::Expect(_) => {
+                self.kept = Kept::default();
+                self.forget_received();
+                // The copy that follows leaves out what is zero.
+                self.machine.clear_disks()?;
+            }
+            Action::Store => {
+                if let Some(write) = self.disk_part.take() {
+                    fail::fail_point!("disk::skip_sync", |_| Ok(()));
+                    self.machine.write_disks(&[write])?;
+                } else {
+                    self.machine.zero_pages(&self.pages.zero)?;
+                    self.machine.store_pages(&self.pages.full, bytes)?;
+                }
+            }
+            Action::Apply(epoch) => self.apply(epoch)?,
+            Action::Promote => {
+                fail::fail_point!("promote::before");
+                let inbound = self.kept.take();
+                self.machine.promote(inbound)?;
+                fail::fail_point!("promote::after");
+            }
+            Action::Fence => {
+                fail::fail_point!("fence::ignore", |_| {
+                    self.machine.open_output();
+                    Ok(())
+                });
+                self.machine.fence();
+            }
+            Action::Report(report) => self.report(report),
+            Action::End(end) => self.end(end),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, end: evertwin_protocol::End) {
+        if end == evertwin_protocol::End::Fenced {
+            fail::fail_point!("fence::ignore", |_| ());
+        }
+        self.ended = Some(end);
+    }
+
+    fn send(&mut self, envelope: Envelope) {
+        if envelope.message == Message::Ack {
+            fail::fail_point!("epoch::ack_early", |_| ());
+        }
+        let kind = match envelope.message {
+            Message::Hello(status) => {
+                let hello = self.hello(status).encode();
+                return self.queue(Frame::new(Kind::Hello, envelope.generation, 0, &hello));
+            }
+            Message::SyncBegin => Kind::SyncBegin,
+            Message::Ack => Kind::Ack,
+            Message::Named => Kind::Named,
+            Message::Heartbeat => Kind::Heartbeat,
+            Message::Bye => Kind::Bye,
+            // The core only ever receives these; pages go by `Ship` and `SendMemory`.
+            Message::SyncPages | Message::Epoch => return,
+        };
+        self.queue(Frame::new(kind, envelope.generation, envelope.epoch, &[]));
+    }
+
+    pub(super) fn queue(&mut self, frame: Frame) {
+        if let Some(link) = &mut self.network.link {
+            link.queue_control(frame);
+        }
+    }
+
+    /// What this twin says of itself.
+    pub(super) fn hello(&self, status: evertwin_protocol::Status) -> Hello {
+        Hello {
+            status,
+            node: self.config.node,
+            peer: self.config.peer,
+            identity: self.identity.clone(),
+        }
+    }
+
+    /// Without tracking there can be no standby: the link is closed, the guest runs on.
+    fn or_lose_link(&mut self, result: Result<(), MachineError>, what: &'static str) -> bool {
+        if let Err(error) = &result {
+            error!(%error, "{what}");
+            self.lose_link(what);
+        }
+        result.is_ok()
+    }
+
+    fn stop_tracking(&mut self) {
+        self.sync = None;
+        // What was in flight is of no use any more. The next standby gets a full sync, so
+        // no page of these harvests is lost (I5).
+        self.shipments.clear();
+        if let Some(link) = &mut self.network.link {
+            link.drop_bulk();
+        }
+        self.machine.stop_tracking();
+    }
+
+    fn capture(&mut self, epoch: u64) {
+        let mut capture = self.spare_capture();
+        let Some(into) = Arc::get_mut(&mut capture) else {
+            return self.inputs.push_back(Input::CaptureFailed);
+        };
+        match self.machine.capture(epoch, into) {
+            Ok(()) => {
+                let idle = into.pages.is_empty() && into.disk_writes.is_empty();
+                self.shipments.push_back(Shipment { epoch, capture });
+                self.inputs.push_back(Input::Captured { epoch, idle });
+                fail::fail_point!("epoch::captured");
+            }
+            Err(error) => {
+                warn!(%error, epoch, "the epoch could not be captured; it goes on");
+                self.spare.push(capture);
+                self.inputs.push_back(Input::CaptureFailed);
+            }
+        }
+    }
+
+    /// Keeps a capture's buffers, unless a rare large epoch has made them so.
+    fn recycle(&mut self, capture: Arc<Capture>) {
+        if capture.bytes.len() <= SPARE_BYTES {
+            self.spare.push(capture);
+        }
+    }
+
+    fn spare_capture(&mut self) -> Arc<Capture> {
+        // Some may still be on their way to a socket.
+        let free = self
+            .spare
+            .iter()
+            .position(|capture| Arc::strong_count(capture) == 1);
+        free.map_or_else(Arc::default, |index| self.spare.swap_remove(index))
+    }
+
+    fn ship(&mut self, generation: u64, epoch: u64) {
+        let shipment = self.shipments.iter().find(|entry| entry.epoch == epoch);
+        let (Some(shipment), Some(link)) = (shipment, &mut self.network.link) else {
+            return;
+        };
+        let memory = self.identity.memory.iter();
+        let memory_pages = memory.map(|region| region.len).sum::<u64>() / PAGE_SIZE as u64;
+        let queued = ship(
+            &shipment.capture,
+            generation,
+            epoch,
+            memory_pages,
+            |frame| {
+                link.queue_bulk(frame);
+            },
+        );
+        if queued.is_none() {
+            let what = "the epoch is larger than an epoch may be: its disk writes or state";
+            error!(epoch, "{what}");
+            return self.lose_link(what);
+        }
+        if self.network.link.is_some() {
+            self.early_release(epoch);
+        }
+        fail::fail_point!("epoch::shipped");
+    }
+
+    /// Nothing, but for a test that breaks I1 on purpose.
+    fn early_release(&mut self, _epoch: u64) {
+        fail::fail_point!("release::early", |_| self.machine.release_through(_epoch));
+    }
+
+    fn committed(&mut self, through: u64) {
+        while let Some(shipment) = self
+            .shipments
+            .pop_front_if(|shipment| shipment.epoch <= through)
+        {
+            self.recycle(shipment.capture);
+        }
+        fail::fail_point!("epoch::committed");
+    }
+
+    fn apply(&mut self, epoch: u64) -> Result<(), Error> {
+        // The acknowledgement leaves first: the primary's output need not wait for the copy.
+        self.turn()?;
+        self.ring.submit().map_err(Error::Ring)?;
+        fail::fail_point!("epoch::acked");
+        let Capture {
+            state,
+            pages,
+            bytes,
+            disk_writes,
+        } = self.assembly.capture();
+        self.machine.store_pages(pages, bytes)?;
+        self.machine.apply(state, disk_writes)?;
+        self.kept.committed(epoch);
+        fail::fail_point!("epoch::applied");
+        Ok(())
+    }
+}

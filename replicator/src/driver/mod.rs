@@ -1,0 +1,368 @@
+//! One thread that joins the protocol core, the sockets and the machine.
+
+mod actions;
+mod frames;
+mod inbound;
+mod report;
+mod sync;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use evertwin_protocol::{Config as CoreConfig, End, Input, Report, Role, Time, Twin};
+use tracing::{info, warn};
+
+use crate::arbiter::{Arbiter, ArbiterThread};
+use crate::config::{Config, Ended, Error};
+use crate::machine::{Capture, DiskWrite, Identity, Machine};
+use crate::network::{Network, Place};
+use crate::ring::{Completion, Op, Ring};
+use crate::wire::{Assembly, PageList};
+use inbound::Kept;
+use sync::SyncRound;
+
+/// Longest sleep; nothing depends on it.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Everything one twin needs while it runs.
+pub(crate) struct Driver<'a> {
+    config: Config,
+    machine: &'a mut dyn Machine,
+    identity: Identity,
+    twin: Twin,
+    inputs: VecDeque<Input>,
+    ring: Ring,
+    network: Network,
+    arbiter: Option<ArbiterThread>,
+    started: Instant,
+    output: RawFd,
+    inbound: RawFd,
+    /// Epochs captured and not committed, oldest first.
+    shipments: VecDeque<Shipment>,
+    /// Captures whose buffers can be used again.
+    spare: Vec<Arc<Capture>>,
+    harvest: Vec<u64>,
+    sync: Option<SyncRound>,
+    /// More of the sync can be read without waiting for anything.
+    eager: bool,
+    assembly: Assembly,
+    pages: PageList,
+    /// Disk contents that were received as part of a sync.
+    disk_part: Option<DiskWrite>,
+    /// What the guest got at the primary and is in no epoch held here.
+    kept: Kept,
+    reported: Option<Report>,
+    ended: Option<End>,
+    /// A failure found where it could not be returned.
+    failure: Option<Error>,
+}
+
+struct Shipment {
+    epoch: u64,
+    capture: Arc<Capture>,
+}
+
+impl<'a> Driver<'a> {
+    pub(crate) fn new(
+        config: Config,
+        machine: &'a mut dyn Machine,
+        arbiter: Option<Box<dyn Arbiter>>,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let mut ring = Ring::new().map_err(Error::Ring)?;
+        let network = if config.node < config.peer {
+            Network::listen(config.address, &mut ring)?
+        } else {
+            Network::dial(config.address)
+        };
+        let arbiter = arbiter.map(ArbiterThread::start).transpose()?;
+        let mut core = CoreConfig::new(config.node, config.peer, arbiter.is_some());
+        core.epoch = config.epoch;
+        core.heartbeat = config.heartbeat;
+        core.timeout = config.timeout;
+        let output = machine.output_waiting();
+        let inbound = machine.inbound_waiting();
+        let mut driver = Self {
+            identity: machine.identity(),
+            twin: Twin::new(core),
+            inputs: VecDeque::from([Input::Start]),
+            ring,
+            network,
+            arbiter,
+            started: Instant::now(),
+            output,
+            inbound,
+            shipments: VecDeque::new(),
+            spare: Vec::new(),
+            harvest: Vec::new(),
+            sync: None,
+            eager: false,
+            assembly: Assembly::default(),
+            pages: PageList::default(),
+            disk_part: None,
+            kept: Kept::default(),
+            reported: None,
+            ended: None,
+            failure: None,
+            config,
+            machine,
+        };
+        driver.arm().map_err(Error::Ring)?;
+        Ok(driver)
+    }
+
+    /// Runs until the guest ends, is fenced, or the run is asked to stop.
+    pub(crate) fn run(mut self) -> Result<Ended, Error> {
+        let result = self.serve();
+        if result.is_err() && self.runs_guest() {
+            // Nobody replicates this guest any more, so nothing of it may get out.
+            self.machine.fence();
+        }
+        result
+    }
+
+    fn serve(&mut self) -> Result<Ended, Error> {
+        let mut completions = Vec::with_capacity(64);
+        self.drain()?;
+        while self.ended.is_none() {
+            self.pump_sync();
+            self.drain()?;
+            self.turn()?;
+            let wait = self.wait();
+            self.ring
+                .wait(wait, &mut completions)
+                .map_err(Error::Ring)?;
+            // What has arrived is taken in before the clock is looked at: a loop that was late
+            // by itself must not take that for its peer's silence.
+            for completion in &completions {
+                self.complete(completion)?;
+                self.drain()?;
+            }
+            if self.twin.poll_timeout().is_some_and(|at| at <= self.now()) {
+                self.inputs.push_back(Input::Tick);
+                self.drain()?;
+            }
+        }
+        self.say_goodbye(&mut completions)?;
+        Ok(match self.ended {
+            Some(End::GuestExited) => Ended::GuestExited,
+            Some(End::PeerGuestExited) => Ended::PeerGuestExited,
+            Some(End::Fenced) => Ended::Fenced,
+            Some(End::Stopped) | None => Ended::Stopped,
+        })
+    }
+
+    /// Gives the core its inputs and does what it says, until both are done.
+    fn drain(&mut self) -> Result<(), Error> {
+        self.drain_with(&[])
+    }
+
+    /// The same, with the page bytes that the input speaks of.
+    fn drain_with(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        while let Some(input) = self.inputs.pop_front() {
+            let now = self.now();
+            self.twin.handle(now, input);
+            while let Some(action) = self.twin.poll_action() {
+                self.act(action, bytes)?;
+            }
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    fn arm(&mut self) -> io::Result<()> {
+        self.ring.poll_readable(self.output, Op::Output)?;
+        self.ring.poll_readable(self.inbound, Op::Inbound)?;
+        self.ring.poll_readable(self.machine.exited(), Op::Exited)?;
+        self.ring
+            .poll_readable(self.config.stop.as_raw_fd(), Op::Stop)?;
+        self.arm_arbiter()
+    }
+
+    fn arm_arbiter(&mut self) -> io::Result<()> {
+        match &self.arbiter {
+            Some(arbiter) => self.ring.poll_readable(arbiter.answered(), Op::Arbiter),
+            None => Ok(()),
+        }
+    }
+
+    fn complete(&mut self, completion: &Completion) -> Result<(), Error> {
+        match completion.op {
+            Op::Receive | Op::Send => return self.transferred(completion),
+            Op::Accept => {
+                self.network
+                    .accept(&mut self.ring, Instant::now())
+                    .map_err(Error::Ring)?;
+            }
+            Op::Dial => {
+                if self
+                    .network
+                    .dialed(completion, &mut self.ring, Instant::now())
+                    .map_err(Error::Ring)?
+                {
+                    self.inputs.push_back(Input::LinkUp);
+                }
+            }
+            Op::Output => {
+                drain_eventfd(self.output);
+                self.inputs.push_back(Input::OutputWaiting);
+                self.ring
+                    .poll_readable(self.output, Op::Output)
+                    .map_err(Error::Ring)?;
+            }
+            Op::Inbound => {
+                drain_eventfd(self.inbound);
+                self.pass_inbound();
+                self.ring
+                    .poll_readable(self.inbound, Op::Inbound)
+                    .map_err(Error::Ring)?;
+            }
+            Op::Exited => match self.machine.failure() {
+                // The link breaks with this run, and the standby takes over.
+                Some(failure) => return Err(failure.into()),
+                None => self.inputs.push_back(Input::GuestExited),
+            },
+            Op::Stop => self.inputs.push_back(Input::Stop),
+            Op::Arbiter => {
+                while let Some(answer) = self.arbiter.as_ref().and_then(ArbiterThread::answer) {
+                    self.inputs.push_back(Input::Arbiter(answer));
+                }
+                self.arm_arbiter().map_err(Error::Ring)?;
+            }
+            Op::Cancel => {}
+        }
+        Ok(())
+    }
+
+    fn transferred(&mut self, completion: &Completion) -> Result<(), Error> {
+        let place = self.network.place(completion.id);
+        let Some(connection) = self.network.get(completion.id) else {
+            return Ok(());
+        };
+        if completion.op == Op::Send {
+            let sent = connection.sent(completion.result);
+            if let (Some(Place::Link), Err(error)) = (place, sent) {
+                self.lose_link(&error.to_string());
+            }
+            return Ok(());
+        }
+        let received = connection.received(completion.result);
+        match (place, received) {
+            (Some(Place::Link | Place::Stranger), Ok(1..)) => self.take_frames(completion.id),
+            (Some(Place::Leaving), Ok(1..)) => self.receive_more(completion.id),
+            (Some(Place::Link), Ok(_)) => {
+                let how = if connection.torn() {
+                    warn!(peer = %connection.address, "unfinished frame discarded");
+                    "the connection ended within a frame"
+                } else {
+                    "the peer closed the connection"
+                };
+                self.lose_link(how);
+                Ok(())
+            }
+            (Some(Place::Link), Err(error)) => {
+                self.lose_link(&error.to_string());
+                Ok(())
+            }
+            (Some(_), _) => {
+                self.network.cut_off(completion.id);
+                Ok(())
+            }
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Sends what waits, and looks after connections.
+    fn turn(&mut self) -> Result<(), Error> {
+        let wanted = self.twin.wants_link();
+        self.network
+            .turn(&mut self.ring, Instant::now(), wanted)
+            .map_err(Error::Ring)
+    }
+
+    fn wait(&self) -> Duration {
+        if self.eager {
+            return Duration::ZERO;
+        }
+        let core = self.twin.poll_timeout().map(|at| at - self.now());
+        let network = self
+            .network
+            .deadline(self.twin.wants_link())
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        core.into_iter()
+            .chain(network)
+            .fold(LONGEST_WAIT, Duration::min)
+    }
+
+    /// Lets the peer read the last words before the connection goes.
+    fn say_goodbye(&mut self, completions: &mut Vec<Completion>) -> Result<(), Error> {
+        if self.ended == Some(End::Stopped) {
+            return Ok(());
+        }
+        self.network.leave(Instant::now());
+        while !self.network.left() {
+            self.network
+                .turn(&mut self.ring, Instant::now(), false)
+                .map_err(Error::Ring)?;
+            let until = self.network.deadline(false);
+            let wait = until.map_or(Duration::ZERO, |at| {
+                at.saturating_duration_since(Instant::now())
+            });
+            self.ring.wait(wait, completions).map_err(Error::Ring)?;
+            for completion in completions.iter() {
+                if matches!(completion.op, Op::Receive | Op::Send) {
+                    self.transferred(completion)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The link is gone, and with it what was received of an unfinished epoch (I3).
+    fn lose_link(&mut self, how: &str) {
+        if let Some(link) = &self.network.link {
+            info!(peer = %link.address, reason = how, "link down");
+            self.network.cut_link();
+            self.forget_received();
+            self.inputs.push_back(Input::LinkDown);
+        }
+    }
+
+    fn forget_received(&mut self) {
+        self.disk_part = None;
+        if let Some(epoch) = self.assembly.discard() {
+            warn!(epoch, "unfinished epoch discarded");
+        }
+    }
+
+    fn runs_guest(&self) -> bool {
+        matches!(
+            self.twin.role(),
+            Role::Solo | Role::Syncing | Role::Protected | Role::Holding
+        )
+    }
+
+    fn now(&self) -> Time {
+        let nanos = self.started.elapsed().as_nanos();
+        Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        self.network.close(&mut self.ring);
+    }
+}
+
+fn drain_eventfd(fd: RawFd) {
+    // SAFETY: the machine keeps its descriptor open while the driver borrows the machine.
+    #[allow(unsafe_code)]
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    // It was readable; if somebody else was faster there is nothing left to do.
+    let _ = rustix::io::read(fd, &mut [0; 8]);
+}

@@ -1,0 +1,77 @@
+//! What the operator is told. Others wait for some of these messages.
+
+use evertwin_protocol::{CloseReason, Report};
+use tracing::{error, info, warn};
+
+use super::Driver;
+
+impl Driver<'_> {
+    pub(super) fn report(&mut self, report: Report) {
+        let peer = self.config.peer;
+        // Said once, and not each time that the arbiter is asked.
+        let again = self.reported.replace(report) == Some(report);
+        if again && report == Report::ArbiterFailed {
+            return;
+        }
+        match report {
+            Report::GuestRunning(generation) => info!(generation, "guest running"),
+            Report::WaitingForPeer(Some(record)) => info!(
+                %peer,
+                generation = record.generation,
+                releaser = %record.releaser,
+                "waiting for the peer: it may hold the guest's newest state"
+            ),
+            Report::WaitingForPeer(None) => info!(%peer, "waiting for the peer"),
+            Report::Syncing(generation) => info!(%peer, generation, "sync begins"),
+            Report::Protected(generation) => info!(%peer, generation, "protected"),
+            Report::Solo(generation) => info!(generation, "solo"),
+            Report::Holding => warn!(%peer, "holding output: the peer is gone"),
+            Report::StandbyReady(generation) => info!(%peer, generation, "standby ready"),
+            Report::NotPromoting => warn!(
+                %peer,
+                "the primary is gone; without an arbiter nothing is promoted by itself"
+            ),
+            Report::NotNamed => info!(%peer, "the primary is gone; this twin may not take over"),
+            Report::Promoting(generation) => {
+                info!(%peer, generation, "the primary is gone: asking to take over");
+            }
+            Report::Promoted(generation) => info!(generation, "promoted"),
+            Report::Fenced => error!(%peer, "fenced"),
+            Report::ArbiterFailed => warn!("the arbiter gave no usable answer; asking again"),
+        }
+    }
+
+    pub(super) fn closing(&self, reason: CloseReason) {
+        let Some(link) = &self.network.link else {
+            return;
+        };
+        let peer = link.address;
+        match reason {
+            CloseReason::Silent => {
+                let timeout = humantime(self.config.timeout);
+                warn!(%peer, timeout, reason = "the peer is silent", "link down");
+            }
+            CloseReason::StaleGeneration => warn!(
+                %peer,
+                generation = self.twin.generation(),
+                reason = "the peer speaks under a right that is not in force",
+                "link down"
+            ),
+            CloseReason::OutOfPlace(message) => {
+                warn!(%peer, ?message, reason = "the message has no place here", "link down");
+            }
+            CloseReason::NoCapture => {
+                error!(%peer, reason = "no epoch could be captured", "link down");
+            }
+            CloseReason::TwoPrimaries => error!(
+                %peer,
+                reason = "both twins run the guest: the arbiter is asked whose right it is",
+                "link down"
+            ),
+        }
+    }
+}
+
+fn humantime(span: std::time::Duration) -> String {
+    format!("{}ms", span.as_millis())
+}

@@ -1,0 +1,169 @@
+//! Sending memory to a standby while the guest runs.
+
+use std::time::{Duration, Instant};
+
+use evertwin_protocol::Input;
+use tracing::{error, info};
+
+use super::Driver;
+use crate::machine::{DiskPosition, MemoryRegion, PAGE_SIZE};
+use crate::wire::{PAGES_PER_FRAME, sync_disk_frames, sync_frame};
+
+/// Bulk bytes that may wait for a send before more pages are read.
+const AHEAD: usize = 1 << 20;
+
+/// Bytes of disk contents read at once.
+const DISK_CHUNK: usize = 256 << 10;
+
+/// Bytes looked at in one go. Zeroes are not sent, so what there is to send does not bound
+/// the work, and heartbeats must not wait for it.
+const AT_ONCE: u64 = 4 << 20;
+
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// One round of a sync: all of memory, or what was dirtied meanwhile.
+pub(super) struct SyncRound {
+    generation: u64,
+    /// How far the copy of the disks has come; memory follows it.
+    disks: Option<DiskPosition>,
+    source: Source,
+    total: u64,
+    sent: u64,
+    bytes: u64,
+    told: Instant,
+    chunk: Vec<u64>,
+    contents: Vec<u8>,
+}
+
+enum Source {
+    /// Regions not begun, last first, and the pages left of the current one.
+    Memory(Vec<MemoryRegion>, std::ops::Range<u64>),
+    Harvest(std::vec::IntoIter<u64>),
+}
+
+impl SyncRound {
+    /// The disks, then all memory.
+    pub(super) fn everything(generation: u64, memory: &[MemoryRegion]) -> Self {
+        let bytes = memory.iter().map(|region| region.len).sum::<u64>();
+        let regions = memory.iter().rev().copied().collect();
+        let source = Source::Memory(regions, 0..0);
+        let mut round = Self::new(generation, source, bytes / PAGE_SIZE as u64);
+        round.disks = Some(DiskPosition::default());
+        round
+    }
+
+    pub(super) fn harvest(generation: u64, pages: Vec<u64>) -> Self {
+        let total = pages.len() as u64;
+        Self::new(generation, Source::Harvest(pages.into_iter()), total)
+    }
+
+    fn new(generation: u64, source: Source, total: u64) -> Self {
+        Self {
+            generation,
+            disks: None,
+            source,
+            total,
+            sent: 0,
+            bytes: 0,
+            told: Instant::now(),
+            chunk: Vec::with_capacity(PAGES_PER_FRAME),
+            contents: Vec::with_capacity(PAGES_PER_FRAME * PAGE_SIZE),
+        }
+    }
+
+    /// Fills the chunk with the next pages; false when there are none left.
+    fn advance(&mut self) -> bool {
+        self.chunk.clear();
+        self.contents.clear();
+        match &mut self.source {
+            Source::Harvest(pages) => self.chunk.extend(pages.take(PAGES_PER_FRAME)),
+            Source::Memory(regions, left) => {
+                while self.chunk.len() < PAGES_PER_FRAME {
+                    match left.next() {
+                        Some(page) => self.chunk.push(page),
+                        None => {
+                            let Some(region) = regions.pop() else {
+                                break;
+                            };
+                            let first = region.start / PAGE_SIZE as u64;
+                            *left = first..first + region.len / PAGE_SIZE as u64;
+                        }
+                    }
+                }
+            }
+        }
+        self.sent += self.chunk.len() as u64;
+        !self.chunk.is_empty()
+    }
+
+    fn tell(&mut self, done: bool) {
+        if done || self.told.elapsed() >= PROGRESS {
+            self.told = Instant::now();
+            let percent = self.sent * 100 / self.total.max(1);
+            info!(
+                pages = self.sent,
+                of = self.total,
+                bytes = self.bytes,
+                percent,
+                "sync progress"
+            );
+        }
+    }
+}
+
+impl Driver<'_> {
+    /// Reads and queues as much of the round as the link takes just now.
+    pub(super) fn pump_sync(&mut self) {
+        self.eager = false;
+        let (Some(round), Some(link)) = (&mut self.sync, &mut self.network.link) else {
+            return;
+        };
+        let (sent, bytes) = (round.sent, round.bytes);
+        let mut live = Some(DiskPosition::END);
+        while link.bulk_bytes() < AHEAD {
+            let looked_at = (round.sent - sent) * PAGE_SIZE as u64;
+            if looked_at.max(round.bytes - bytes) >= AT_ONCE {
+                self.eager = true;
+                return;
+            }
+            // Behind the disks' contents, only what the guest has written since is left. It
+            // is taken in each turn: a guest whose writes nobody takes has to wait.
+            if let Some(from) = round.disks.or(live.take()) {
+                let mut writes = Vec::new();
+                let next = match self.machine.read_disks(from, DISK_CHUNK, &mut writes) {
+                    Ok(next) => next,
+                    Err(error) => {
+                        error!(%error, "the disks can't be copied to the standby");
+                        self.sync = None;
+                        return self.lose_link("the disks can't be copied");
+                    }
+                };
+                round.disks = round.disks.and(next);
+                for frame in writes
+                    .iter()
+                    .flat_map(|write| sync_disk_frames(round.generation, write))
+                {
+                    round.bytes += frame.len() as u64;
+                    link.queue_bulk(frame);
+                }
+                round.tell(false);
+                continue;
+            }
+            if !round.advance() {
+                if link.all_sent() {
+                    round.tell(true);
+                    self.sync = None;
+                    self.inputs.push_back(Input::RoundSent);
+                }
+                return;
+            }
+            self.machine.read_pages(&round.chunk, &mut round.contents);
+            let frame = sync_frame(round.generation, &round.chunk, &round.contents);
+            round.bytes += frame.len() as u64;
+            link.queue_bulk(frame);
+            round.tell(false);
+            fail::fail_point!("sync::queued");
+        }
+    }
+}

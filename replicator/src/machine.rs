@@ -1,0 +1,254 @@
+//! What the replicator needs of a virtual machine.
+//!
+//! The VMM implements [`Machine`] once, for both roles: the primary's methods drive a
+//! running guest, the standby's fill a stopped one. The replicator calls all of them
+//! from one thread.
+
+use std::error::Error as StdError;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+/// Bytes in a guest page. Page numbers are guest physical addresses shifted by 12.
+pub const PAGE_SIZE: usize = 4096;
+
+/// A range of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryRegion {
+    /// First guest physical address, a multiple of [`PAGE_SIZE`].
+    pub start: u64,
+    /// Length in bytes, a multiple of [`PAGE_SIZE`], not zero.
+    pub len: u64,
+}
+
+/// What must be the same on both twins for one to take over from the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the VM in its configuration, at most 64 bytes.
+    pub vm: String,
+    /// Guest memory in ascending order, at most 64 regions.
+    pub memory: Vec<MemoryRegion>,
+    /// Digest of the list of devices and of their configuration.
+    pub devices: u64,
+    /// Digest of the CPU model shown to the guest.
+    pub cpu: u64,
+}
+
+/// A write that a guest made to one of its disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskWrite {
+    /// Index of the disk in the configuration.
+    pub disk: u32,
+    /// Offset on the disk in bytes.
+    pub offset: u64,
+    /// The bytes written.
+    pub data: Arc<[u8]>,
+}
+
+/// A frame that a guest got from the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundFrame {
+    /// Index of the network card in the configuration.
+    pub card: u32,
+    /// The epoch in which the guest got it.
+    pub epoch: u64,
+    /// The frame, at most 65,550 bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// How far the copy of all disks has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskPosition {
+    /// Index of the device that the disk belongs to.
+    pub device: usize,
+    /// Offset on the disk in bytes.
+    pub offset: u64,
+}
+
+impl DiskPosition {
+    /// Behind the last disk's end.
+    pub const END: Self = Self {
+        device: usize::MAX,
+        offset: u64::MAX,
+    };
+}
+
+/// One epoch: everything that changed in the VM since the epoch before it.
+///
+/// The buffers are reused from epoch to epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capture {
+    /// vCPUs, interrupt controllers, clock and devices, opaque to the replicator.
+    pub state: Vec<u8>,
+    /// Numbers of the pages dirtied in the epoch.
+    pub pages: Vec<u64>,
+    /// Contents of `pages` in the same order: `pages.len() * PAGE_SIZE` bytes.
+    pub bytes: Vec<u8>,
+    /// Disk writes completed in the epoch, in order.
+    pub disk_writes: Vec<DiskWrite>,
+}
+
+impl Capture {
+    /// Empties the capture and keeps its buffers.
+    pub fn clear(&mut self) {
+        let Self {
+            state,
+            pages,
+            bytes,
+            disk_writes,
+        } = self;
+        state.clear();
+        pages.clear();
+        bytes.clear();
+        disk_writes.clear();
+    }
+}
+
+/// A [`Machine`] could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MachineError(#[source] Box<dyn StdError + Send + Sync>);
+
+impl MachineError {
+    /// Wraps the machine's own error (or a message).
+    pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+/// A virtual machine as seen by the replicator.
+///
+/// A machine starts stopped, with its output held and nothing tracked.
+pub trait Machine: Send {
+    /// What the other twin must agree with.
+    fn identity(&self) -> Identity;
+
+    /// Cold start: runs the guest from its kernel.
+    ///
+    /// # Errors
+    /// When the guest can't be loaded or its vCPUs can't be started.
+    fn boot(&mut self) -> Result<(), MachineError>;
+
+    /// Closes the output gate: from now on everything is held (I1).
+    fn hold_output(&mut self);
+
+    /// Opens the output gate: emits all that is held and lets the rest pass.
+    fn open_output(&mut self);
+
+    /// Emits the output of all epochs up to and including `epoch`.
+    fn release_through(&mut self, epoch: u64);
+
+    /// Starts dirty logging and the recording of disk writes. Every page counts as
+    /// unsent: the caller sends all memory after this.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses to log.
+    fn start_tracking(&mut self) -> Result<(), MachineError>;
+
+    /// Ends what [`Machine::start_tracking`] began, and forgets all that is dirty.
+    fn stop_tracking(&mut self);
+
+    /// Replaces `pages` with the numbers of the pages dirtied since the last harvest,
+    /// while the guest runs.
+    ///
+    /// # Errors
+    /// When the dirty log can't be read; no page is lost then (I5).
+    fn harvest_live(&mut self, pages: &mut Vec<u64>) -> Result<(), MachineError>;
+
+    /// Appends to `writes` the next piece of disk contents at or after `from`, at most
+    /// `limit` bytes of it, and after it all disk writes that completed since the last call
+    /// or capture, while the guest runs. Returns where to go on, or none at the last disk's
+    /// end.
+    ///
+    /// # Errors
+    /// When a disk can't be read.
+    fn read_disks(
+        &mut self,
+        from: DiskPosition,
+        limit: usize,
+        writes: &mut Vec<DiskWrite>,
+    ) -> Result<Option<DiskPosition>, MachineError>;
+
+    /// Appends the contents of `pages` to `into`: `pages.len() * PAGE_SIZE` bytes.
+    /// The guest may be running.
+    fn read_pages(&self, pages: &[u64], into: &mut Vec<u8>);
+
+    /// Ends the epoch: pauses the guest, quiesces the devices, harvests, captures and
+    /// copies everything into `into` (replacing what it held), seals the output gate
+    /// with `epoch`, and resumes the guest.
+    ///
+    /// # Errors
+    /// When any step fails; the guest runs on and no page is lost then (I5).
+    fn capture(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError>;
+
+    /// Makes pages that were harvested dirty again, because they reached no committed
+    /// epoch (I5).
+    fn redirty(&mut self, pages: &[u64]);
+
+    /// Stops the guest for good and discards the output that is held (I2).
+    fn fence(&mut self);
+
+    /// Standby: writes `bytes` (`pages.len() * PAGE_SIZE`) to the given pages.
+    ///
+    /// # Errors
+    /// When a page lies outside the guest's memory.
+    fn store_pages(&mut self, pages: &[u64], bytes: &[u8]) -> Result<(), MachineError>;
+
+    /// Standby: makes all writable disks read as zeroes, before a sync fills them.
+    ///
+    /// # Errors
+    /// When a disk fails.
+    fn clear_disks(&mut self) -> Result<(), MachineError>;
+
+    /// Standby: repeats writes on the disks.
+    ///
+    /// # Errors
+    /// When a disk fails, or is not as large as the primary's.
+    fn write_disks(&mut self, writes: &[DiskWrite]) -> Result<(), MachineError>;
+
+    /// Standby: fills the given pages with zeroes. Worth its own implementation where a
+    /// page that was never touched can be left untouched.
+    ///
+    /// # Errors
+    /// When a page lies outside the guest's memory.
+    fn zero_pages(&mut self, pages: &[u64]) -> Result<(), MachineError> {
+        let zeroes = [0; PAGE_SIZE];
+        pages
+            .iter()
+            .try_for_each(|page| self.store_pages(std::slice::from_ref(page), &zeroes))
+    }
+
+    /// Standby: makes `state` the one that [`Machine::promote`] restores, and brings the
+    /// disk writes to the disks. The epoch's pages were stored before.
+    ///
+    /// # Errors
+    /// When the state is not one this machine can restore, or a disk fails.
+    fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError>;
+
+    /// Standby: restores the state applied last, announces the guest to the network, gives
+    /// it the frames of `inbound` before any others, and runs it. The output gate stays as
+    /// it was set before.
+    ///
+    /// # Errors
+    /// When the state can't be restored or the vCPUs can't be started.
+    fn promote(&mut self, inbound: Vec<InboundFrame>) -> Result<(), MachineError>;
+
+    /// Frames that the guest got while it was tracked and since the last call, in order.
+    /// Some may be left out: to lose one here is no worse than to lose it on the wire.
+    fn take_inbound(&mut self) -> Vec<InboundFrame>;
+
+    /// An eventfd, written when there is something for [`Machine::take_inbound`]. The
+    /// replicator polls it and reads it.
+    fn inbound_waiting(&self) -> RawFd;
+
+    /// An eventfd, written when held output starts to wait for an epoch's end. The
+    /// replicator polls it and reads it.
+    fn output_waiting(&self) -> RawFd;
+
+    /// A descriptor that becomes readable, and stays so, when the guest has ended (reset,
+    /// shutdown or panic) or this host can't go on with it.
+    fn exited(&self) -> RawFd;
+
+    /// Why this host can't go on with the guest, if so. Its twin may: it is not the guest's
+    /// own end.
+    fn failure(&self) -> Option<MachineError>;
+}

@@ -1,0 +1,379 @@
+//! The connections of a twin: the link, those that may become it, those that end.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::config::Error;
+use crate::connection::Connection;
+use crate::ring::{Completion, Op, Ring};
+use crate::wire::{Frame, Kind};
+
+/// Pause between attempts to reach the peer.
+const REDIAL: Duration = Duration::from_millis(100);
+
+/// Pause after the peer refused, or was not a twin at all.
+const REFUSED: Duration = Duration::from_secs(1);
+
+/// How long one attempt may take, a new connection may be without a hello, and a
+/// connection that ends may take to do so.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Most connections that are waited for a hello.
+const STRANGERS: usize = 4;
+
+/// How connections come about.
+enum Way {
+    Listen(TcpListener),
+    Dial {
+        address: SocketAddr,
+        attempt: Attempt,
+    },
+}
+
+enum Attempt {
+    None { not_before: Instant },
+    Running { socket: OwnedFd, until: Instant },
+}
+
+/// Where a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Link,
+    /// Accepted, no hello yet.
+    Stranger,
+    /// Says its last words.
+    Leaving,
+}
+
+/// All connections.
+pub(crate) struct Network {
+    way: Way,
+    /// The connection to the peer.
+    pub(crate) link: Option<Connection>,
+    strangers: Vec<(Connection, Instant)>,
+    leaving: Vec<(Connection, Instant)>,
+    /// Cut, but not yet let go by the kernel.
+    cut: Vec<Connection>,
+    next_id: u64,
+}
+
+impl Network {
+    pub(crate) fn listen(address: SocketAddr, ring: &mut Ring) -> Result<Self, Error> {
+        let failed = |source| Error::Listen { address, source };
+        let listener = bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        ring.poll_readable(listener.as_raw_fd(), Op::Accept)
+            .map_err(Error::Ring)?;
+        Ok(Self::new(Way::Listen(listener)))
+    }
+
+    pub(crate) fn dial(address: SocketAddr) -> Self {
+        let attempt = Attempt::None {
+            not_before: Instant::now(),
+        };
+        Self::new(Way::Dial { address, attempt })
+    }
+
+    fn new(way: Way) -> Self {
+        Self {
+            way,
+            link: None,
+            strangers: Vec::new(),
+            leaving: Vec::new(),
+            cut: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    pub(crate) fn dials(&self) -> bool {
+        matches!(self.way, Way::Dial { .. })
+    }
+
+    pub(crate) fn place(&self, id: u64) -> Option<Place> {
+        let among = |list: &[(Connection, Instant)]| list.iter().any(|entry| entry.0.id == id);
+        if self.link.as_ref().is_some_and(|link| link.id == id) {
+            Some(Place::Link)
+        } else if among(&self.strangers) {
+            Some(Place::Stranger)
+        } else if among(&self.leaving) {
+            Some(Place::Leaving)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn get(&mut self, id: u64) -> Option<&mut Connection> {
+        let strangers = self.strangers.iter_mut().map(|entry| &mut entry.0);
+        let leaving = self.leaving.iter_mut().map(|entry| &mut entry.0);
+        self.link
+            .iter_mut()
+            .chain(strangers)
+            .chain(leaving)
+            .chain(self.cut.iter_mut())
+            .find(|connection| connection.id == id)
+    }
+
+    /// Connections may be waiting at the listener.
+    pub(crate) fn accept(&mut self, ring: &mut Ring, now: Instant) -> io::Result<()> {
+        let Way::Listen(listener) = &self.way else {
+            return Ok(());
+        };
+        let mut accepted = Vec::new();
+        while let Ok(connection) = listener.accept() {
+            accepted.push(connection);
+        }
+        ring.poll_readable(listener.as_raw_fd(), Op::Accept)?;
+        for (stream, address) in accepted {
+            let Ok(mut connection) = self.connection(stream, address) else {
+                continue;
+            };
+            connection.receive(ring)?;
+            if self.strangers.len() == STRANGERS {
+                let (oldest, _) = self.strangers.remove(0);
+                self.cut(oldest);
+            }
+            self.strangers.push((connection, now + PATIENCE));
+        }
+        Ok(())
+    }
+
+    /// A stranger turned out to be the peer.
+    pub(crate) fn promote_stranger(&mut self, id: u64) {
+        if let Some(connection) = remove(&mut self.strangers, id) {
+            self.cut_link();
+            self.link = Some(connection);
+        }
+    }
+
+    /// The attempt to reach the peer has ended. True when there is a new link.
+    pub(crate) fn dialed(
+        &mut self,
+        completion: &Completion,
+        ring: &mut Ring,
+        now: Instant,
+    ) -> io::Result<bool> {
+        if completion.id != self.next_id {
+            return Ok(false);
+        }
+        let Way::Dial { address, attempt } = &mut self.way else {
+            return Ok(false);
+        };
+        let address = *address;
+        let none = Attempt::None {
+            not_before: now + REDIAL,
+        };
+        let Attempt::Running { socket, .. } = std::mem::replace(attempt, none) else {
+            return Ok(false);
+        };
+        let connected =
+            completion.result >= 0 && matches!(sockopt::socket_error(&socket), Ok(Ok(())));
+        if !connected {
+            return Ok(false);
+        }
+        let Ok(mut connection) = self.connection(TcpStream::from(socket), address) else {
+            return Ok(false);
+        };
+        connection.receive(ring)?;
+        self.link = Some(connection);
+        Ok(true)
+    }
+
+    /// Cuts the link, if there is one; what it had not sent is lost.
+    pub(crate) fn cut_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            self.cut(link);
+        }
+    }
+
+    /// Cuts any connection.
+    pub(crate) fn cut_off(&mut self, id: u64) {
+        if self.place(id) == Some(Place::Link) {
+            return self.cut_link();
+        }
+        let found = remove(&mut self.strangers, id).or_else(|| remove(&mut self.leaving, id));
+        if let Some(connection) = found {
+            self.cut(connection);
+        }
+    }
+
+    /// Ends a connection after some last words, and keeps from trying again for a while.
+    pub(crate) fn refuse(&mut self, id: u64, reason: &str, now: Instant) {
+        let found = if self.place(id) == Some(Place::Link) {
+            self.link.take()
+        } else {
+            remove(&mut self.strangers, id)
+        };
+        if let Some(mut connection) = found {
+            connection.queue_control(Frame::new(Kind::Reject, 0, 0, reason.as_bytes()));
+            self.leaving.push((connection, now + PATIENCE));
+        }
+        self.pause(now);
+    }
+
+    /// Ends the link once everything was sent.
+    pub(crate) fn leave(&mut self, now: Instant) {
+        if let Some(link) = self.link.take() {
+            self.leaving.push((link, now + PATIENCE / 2));
+        }
+    }
+
+    pub(crate) fn left(&self) -> bool {
+        self.leaving.is_empty()
+    }
+
+    /// Waits longer than usual before the next attempt.
+    pub(crate) fn pause(&mut self, now: Instant) {
+        if let Way::Dial { attempt, .. } = &mut self.way {
+            *attempt = Attempt::None {
+                not_before: now + REFUSED,
+            };
+        }
+    }
+
+    /// Starts sends, ends what has had its time, drops what has ended, dials if wanted.
+    pub(crate) fn turn(&mut self, ring: &mut Ring, now: Instant, wanted: bool) -> io::Result<()> {
+        if let Some(link) = &mut self.link {
+            link.send(ring)?;
+        }
+        for (connection, _) in &mut self.leaving {
+            connection.send(ring)?;
+            if connection.all_sent() {
+                connection.finish();
+            }
+        }
+        let late = |entry: &mut (Connection, Instant)| entry.1 <= now;
+        let strangers = self.strangers.extract_if(.., late);
+        let ended: Vec<_> = strangers.chain(self.leaving.extract_if(.., late)).collect();
+        for (connection, _) in ended {
+            self.cut(connection);
+        }
+        self.cut.retain(|connection| !connection.idle());
+        self.redial(ring, now, wanted && self.link.is_none())
+    }
+
+    fn redial(&mut self, ring: &mut Ring, now: Instant, wanted: bool) -> io::Result<()> {
+        let Way::Dial { address, attempt } = &mut self.way else {
+            return Ok(());
+        };
+        match attempt {
+            Attempt::None { not_before } if wanted && *not_before <= now => {
+                *not_before = now + REDIAL;
+                let Ok(socket) = connect(*address) else {
+                    return Ok(());
+                };
+                self.next_id += 1;
+                ring.poll_writable(socket.as_raw_fd(), Op::Dial, self.next_id)?;
+                let until = now + PATIENCE;
+                *attempt = Attempt::Running { socket, until };
+            }
+            Attempt::Running { until, .. } if *until <= now => {
+                ring.cancel(Op::Dial, self.next_id)?;
+                *attempt = Attempt::None { not_before: now };
+            }
+            Attempt::None { .. } | Attempt::Running { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// When [`Self::turn`] has something to do by itself.
+    pub(crate) fn deadline(&self, wanted: bool) -> Option<Instant> {
+        let dial = match &self.way {
+            Way::Dial { attempt, .. } => match attempt {
+                Attempt::None { not_before } => wanted.then_some(*not_before),
+                Attempt::Running { until, .. } => Some(*until),
+            },
+            Way::Listen(_) => None,
+        };
+        let waiting = self.strangers.iter().chain(&self.leaving);
+        waiting.map(|entry| entry.1).chain(dial).min()
+    }
+
+    /// Cuts everything and waits until the kernel uses none of the buffers any more.
+    pub(crate) fn close(&mut self, ring: &mut Ring) {
+        self.cut_link();
+        let rest: Vec<_> = self
+            .strangers
+            .drain(..)
+            .chain(self.leaving.drain(..))
+            .collect();
+        for (connection, _) in rest {
+            self.cut(connection);
+        }
+        // The address is free for the next twin once nothing polls the listener any more. If
+        // the ring is broken there is nothing to cancel.
+        let _ = ring.cancel(Op::Accept, 0).and_then(|()| ring.submit());
+        let until = Instant::now() + PATIENCE;
+        let mut completions = Vec::new();
+        self.cut.retain(|connection| !connection.idle());
+        while !self.cut.is_empty() && Instant::now() < until {
+            if ring.wait(PATIENCE / 10, &mut completions).is_err() {
+                break;
+            }
+            for completion in &completions {
+                self.settle(completion);
+            }
+            self.cut.retain(|connection| !connection.idle());
+        }
+        // The kernel may still write to these: better a leak than a use after free.
+        self.cut.drain(..).for_each(std::mem::forget);
+    }
+
+    /// Notes the end of an operation on a connection that is no longer of interest.
+    pub(crate) fn settle(&mut self, completion: &Completion) {
+        if let Some(connection) = self.get(completion.id) {
+            // It was cut: how it ended does not matter.
+            let _ = match completion.op {
+                Op::Receive => connection.received(completion.result).map(|_| ()),
+                Op::Send => connection.sent(completion.result),
+                _ => Ok(()),
+            };
+        }
+    }
+
+    fn connection(&mut self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
+        self.next_id += 1;
+        Connection::new(self.next_id, stream, address)
+    }
+
+    fn cut(&mut self, mut connection: Connection) {
+        connection.cut();
+        self.cut.push(connection);
+    }
+}
+
+fn remove(list: &mut Vec<(Connection, Instant)>, id: u64) -> Option<Connection> {
+    let index = list.iter().position(|entry| entry.0.id == id)?;
+    Some(list.remove(index).0)
+}
+
+/// Binds the listening address. A ring that is being torn down keeps its sockets for a
+/// moment after its process is gone, so a twin that was just restarted tries again.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(REDIAL / 10);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// Starts to connect; the socket becomes writable when that has ended.
+fn connect(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}

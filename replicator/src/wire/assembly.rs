@@ -1,0 +1,130 @@
+//! Putting an epoch together from its frames.
+
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::WireError;
+use super::epoch::{Sizes, disk_write};
+use super::header::{Header, Kind};
+use super::pages::PageList;
+use crate::machine::{Capture, MemoryRegion, PAGE_SIZE};
+
+/// The epoch that is being received. It is whole, or it is nothing (I3).
+#[derive(Default)]
+pub(crate) struct Assembly {
+    running: Option<Running>,
+    capture: Capture,
+    list: PageList,
+}
+
+struct Running {
+    generation: u64,
+    epoch: u64,
+    sizes: Sizes,
+    disk: u64,
+    chain: Xxh3Default,
+}
+
+impl Assembly {
+    /// Takes one frame of an epoch. Gives the epoch when this was its last.
+    pub(crate) fn take(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        memory: &[MemoryRegion],
+    ) -> Result<Option<&Capture>, WireError> {
+        let out_of_place = WireError::OutOfPlace(header.kind);
+        let malformed = WireError::Malformed(header.kind);
+        if header.kind == Kind::EpochBegin {
+            if self.running.is_some() {
+                return Err(out_of_place);
+            }
+            self.begin(header, payload, memory)?;
+            return Ok(None);
+        }
+        let Some(running) = &mut self.running else {
+            return Err(out_of_place);
+        };
+        if (running.generation, running.epoch) != (header.generation, header.epoch) {
+            return Err(out_of_place);
+        }
+        if header.kind == Kind::EpochEnd {
+            let sum = payload.try_into().map_err(|_| malformed)?;
+            return self.end(u64::from_le_bytes(sum)).map(Some);
+        }
+        running.chain.update(&header.checksum.to_le_bytes());
+        match header.kind {
+            Kind::Pages => {
+                let bytes = self.list.decode(header.kind, payload, memory)?;
+                self.capture.pages.extend_from_slice(&self.list.full);
+                self.capture.bytes.extend_from_slice(bytes);
+            }
+            Kind::State => self.capture.state.extend_from_slice(payload),
+            Kind::DiskWrites => {
+                let write = disk_write(payload).ok_or(malformed)?;
+                running.disk += write.data.len() as u64;
+                self.capture.disk_writes.push(write);
+            }
+            _ => return Err(out_of_place),
+        }
+        let Capture { state, pages, .. } = &self.capture;
+        let sizes = &running.sizes;
+        if pages.len() as u64 > sizes.pages
+            || state.len() as u64 > sizes.state
+            || running.disk > sizes.disk
+        {
+            return Err(WireError::EpochTooLarge(header.epoch));
+        }
+        Ok(None)
+    }
+
+    /// The epoch that was given last.
+    pub(crate) fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// Forgets what was received of an unfinished epoch; its number, if there was one.
+    pub(crate) fn discard(&mut self) -> Option<u64> {
+        self.capture.clear();
+        self.running.take().map(|running| running.epoch)
+    }
+
+    fn begin(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        memory: &[MemoryRegion],
+    ) -> Result<(), WireError> {
+        let sizes = Sizes::decode(payload).ok_or(WireError::Malformed(header.kind))?;
+        let memory_pages = memory.iter().map(|region| region.len).sum::<u64>() / PAGE_SIZE as u64;
+        if !sizes.allowed(memory_pages) {
+            return Err(WireError::EpochTooLarge(header.epoch));
+        }
+        self.capture.clear();
+        let mut chain = Xxh3Default::new();
+        chain.update(&header.checksum.to_le_bytes());
+        self.running = Some(Running {
+            generation: header.generation,
+            epoch: header.epoch,
+            sizes,
+            disk: 0,
+            chain,
+        });
+        Ok(())
+    }
+
+    fn end(&mut self, sum: u64) -> Result<&Capture, WireError> {
+        let Some(running) = self.running.take() else {
+            return Err(WireError::OutOfPlace(Kind::EpochEnd));
+        };
+        let skip_verify = || {
+            fail::fail_point!("apply::skip_verify", |_| true);
+            false
+        };
+        let whole = Sizes::of(&self.capture) == running.sizes && running.chain.digest() == sum;
+        if whole || skip_verify() {
+            Ok(&self.capture)
+        } else {
+            Err(WireError::EpochNotWhole(running.epoch))
+        }
+    }
+}

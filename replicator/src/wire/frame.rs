@@ -1,0 +1,128 @@
+//! Frames on their way out, and frames found in what came in.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::WireError;
+use super::header::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
+use crate::machine::Capture;
+
+/// A frame to be sent: the head holds the header and the payload's start, the body the rest.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) head: Vec<u8>,
+    pub(crate) body: Body,
+}
+
+/// Bytes of a captured epoch that are sent from where they are.
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    None,
+    Pages(Arc<Capture>, Range<usize>),
+    State(Arc<Capture>, Range<usize>),
+    /// Index of the disk write, and a range of its data.
+    Disk(Arc<Capture>, usize, Range<usize>),
+}
+
+impl Body {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::None => &[],
+            Self::Pages(capture, range) => &capture.bytes[range.clone()],
+            Self::State(capture, range) => &capture.state[range.clone()],
+            Self::Disk(capture, index, range) => &capture.disk_writes[*index].data[range.clone()],
+        }
+    }
+}
+
+impl Frame {
+    /// A frame whose whole payload is at hand.
+    pub(crate) fn new(kind: Kind, generation: u64, epoch: u64, payload: &[u8]) -> Self {
+        let mut head = Vec::with_capacity(HEADER_LEN + payload.len());
+        head.resize(HEADER_LEN, 0);
+        head.extend_from_slice(payload);
+        Self::seal(head, kind, generation, epoch, Body::None).0
+    }
+
+    /// A frame from a head with room for its header. Returns its checksum, too.
+    pub(crate) fn seal(
+        mut head: Vec<u8>,
+        kind: Kind,
+        generation: u64,
+        epoch: u64,
+        body: Body,
+    ) -> (Self, u64) {
+        let checksum = Header::seal(&mut head, kind, generation, epoch, body.bytes());
+        (Self { head, body }, checksum)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.head.len() + self.body.bytes().len()
+    }
+}
+
+/// Bytes received and not used yet. Has room for a few frames, and never grows.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl FrameReader {
+    const CAPACITY: usize = 4 * (HEADER_LEN + MAX_PAYLOAD as usize);
+
+    pub(crate) fn new() -> Self {
+        Self {
+            buffer: vec![0; Self::CAPACITY].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// A reader without room, to stand in for one that is in use.
+    pub(crate) fn empty() -> Self {
+        Self {
+            buffer: Box::default(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// Room for what is received next; never empty once all whole frames were taken.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        let full_frame = HEADER_LEN + MAX_PAYLOAD as usize;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.buffer.len() - self.start < full_frame {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        &mut self.buffer[self.end..]
+    }
+
+    /// `len` bytes were put into the room.
+    pub(crate) fn filled(&mut self, len: usize) {
+        self.end = (self.end + len).min(self.buffer.len());
+    }
+
+    /// True when the connection would be cut within a frame.
+    pub(crate) fn torn(&self) -> bool {
+        self.start < self.end
+    }
+
+    /// The next whole frame, verified.
+    pub(crate) fn next(&mut self) -> Result<Option<(Header, &[u8])>, WireError> {
+        let have = &self.buffer[self.start..self.end];
+        let Some((head, rest)) = have.split_first_chunk::<HEADER_LEN>() else {
+            return Ok(None);
+        };
+        let header = Header::decode(head)?;
+        let Some(payload) = rest.get(..header.len as usize) else {
+            return Ok(None);
+        };
+        header.verify(head, payload)?;
+        self.start += HEADER_LEN + payload.len();
+        Ok(Some((header, payload)))
+    }
+}

@@ -1,0 +1,190 @@
+//! The fixed header of every frame.
+
+use super::WireError;
+use super::reader::Reader;
+
+const MAGIC: [u8; 4] = *b"EVTW";
+
+/// Version of the protocol this build speaks.
+pub(crate) const VERSION: u16 = 1;
+
+/// Bytes in a header.
+pub(crate) const HEADER_LEN: usize = 40;
+
+/// Where the header's own checksum stands.
+const HEADER_SUM_AT: usize = 28;
+
+/// Where the frame's checksum stands: the last field.
+const CHECKSUM_AT: usize = 32;
+
+/// Longest payload in bytes. Bulk data is cut so that a heartbeat never waits for long.
+pub(crate) const MAX_PAYLOAD: u32 = 264 * 1024;
+
+/// What a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// Who the sender is and what it runs.
+    Hello = 1,
+    /// Why a hello was refused.
+    Reject = 2,
+    /// A full sync starts.
+    SyncBegin = 3,
+    /// Pages of the sync.
+    SyncPages = 4,
+    /// An epoch starts, with its sizes.
+    EpochBegin = 5,
+    /// Pages of the epoch.
+    Pages = 6,
+    /// Part of the epoch's machine state.
+    State = 7,
+    /// Disk writes of the epoch.
+    DiskWrites = 8,
+    /// The epoch's end, with a checksum over all of it.
+    EpochEnd = 9,
+    /// The standby holds an epoch.
+    Ack = 10,
+    /// Sign of life.
+    Heartbeat = 11,
+    /// The standby is named at the arbiter.
+    Named = 12,
+    /// The guest has ended.
+    Bye = 13,
+    /// Disk contents of the sync.
+    SyncDisk = 14,
+    /// A frame that the guest got from its network.
+    Inbound = 15,
+}
+
+impl TryFrom<u16> for Kind {
+    type Error = WireError;
+
+    fn try_from(kind: u16) -> Result<Self, WireError> {
+        Ok(match kind {
+            1 => Self::Hello,
+            2 => Self::Reject,
+            3 => Self::SyncBegin,
+            4 => Self::SyncPages,
+            5 => Self::EpochBegin,
+            6 => Self::Pages,
+            7 => Self::State,
+            8 => Self::DiskWrites,
+            9 => Self::EpochEnd,
+            10 => Self::Ack,
+            11 => Self::Heartbeat,
+            12 => Self::Named,
+            13 => Self::Bye,
+            14 => Self::SyncDisk,
+            15 => Self::Inbound,
+            other => return Err(WireError::Kind(other)),
+        })
+    }
+}
+
+/// A header whose fields were checked.
+///
+/// Layout, little-endian: magic (4 bytes), version (2), kind (2), generation (8), epoch (8),
+/// payload length (4), the low half of xxh3-64 of all of these (4), xxh3-64 of all of these
+/// and the payload (8). A length is only believed when the header's own checksum is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) generation: u64,
+    pub(crate) epoch: u64,
+    pub(crate) len: u32,
+    pub(crate) checksum: u64,
+}
+
+impl Header {
+    pub(crate) fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
+        let mut reader = Reader(bytes);
+        if reader.array() != Some(MAGIC) {
+            return Err(WireError::Magic);
+        }
+        let theirs = reader.u16().ok_or(WireError::Magic)?;
+        if theirs != VERSION {
+            return Err(WireError::Version {
+                theirs,
+                ours: VERSION,
+            });
+        }
+        let mut fields = || {
+            Some((
+                reader.u16()?,
+                reader.u64()?,
+                reader.u64()?,
+                reader.u32()?,
+                reader.u32()?,
+                reader.u64()?,
+            ))
+        };
+        let (kind, generation, epoch, len, header_sum, checksum) =
+            fields().ok_or(WireError::Checksum)?;
+        if header_sum != self::header_sum(bytes) {
+            return Err(WireError::Checksum);
+        }
+        let kind = Kind::try_from(kind)?;
+        // There is a next one to each number that an honest peer uses.
+        if generation == u64::MAX || epoch == u64::MAX {
+            return Err(WireError::Malformed(kind));
+        }
+        if len > MAX_PAYLOAD {
+            return Err(WireError::TooLong(len));
+        }
+        Ok(Self {
+            kind,
+            generation,
+            epoch,
+            len,
+            checksum,
+        })
+    }
+
+    /// Writes a header to the front of `frame`, whose payload follows it there and goes on
+    /// in `body`. Returns the checksum.
+    pub(crate) fn seal(
+        frame: &mut [u8],
+        kind: Kind,
+        generation: u64,
+        epoch: u64,
+        body: &[u8],
+    ) -> u64 {
+        let payload = frame.len() - HEADER_LEN + body.len();
+        debug_assert!(payload <= MAX_PAYLOAD as usize);
+        frame[0..4].copy_from_slice(&MAGIC);
+        frame[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        frame[6..8].copy_from_slice(&(kind as u16).to_le_bytes());
+        frame[8..16].copy_from_slice(&generation.to_le_bytes());
+        frame[16..24].copy_from_slice(&epoch.to_le_bytes());
+        frame[24..28].copy_from_slice(&(payload as u32).to_le_bytes());
+        let header_sum = header_sum(frame);
+        frame[HEADER_SUM_AT..CHECKSUM_AT].copy_from_slice(&header_sum.to_le_bytes());
+        let checksum = checksum(&[&frame[..CHECKSUM_AT], &frame[HEADER_LEN..], body]);
+        frame[CHECKSUM_AT..HEADER_LEN].copy_from_slice(&checksum.to_le_bytes());
+        checksum
+    }
+
+    /// Does the payload belong to this header, both unharmed?
+    pub(crate) fn verify(
+        &self,
+        header: &[u8; HEADER_LEN],
+        payload: &[u8],
+    ) -> Result<(), WireError> {
+        fail::fail_point!("apply::skip_verify", |_| Ok(()));
+        if checksum(&[&header[..CHECKSUM_AT], payload]) == self.checksum {
+            Ok(())
+        } else {
+            Err(WireError::Checksum)
+        }
+    }
+}
+
+fn header_sum(header: &[u8]) -> u32 {
+    xxhash_rust::xxh3::xxh3_64(&header[..HEADER_SUM_AT]) as u32
+}
+
+fn checksum(parts: &[&[u8]]) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    parts.iter().for_each(|part| hash.update(part));
+    hash.digest()
+}

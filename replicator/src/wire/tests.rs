@@ -1,0 +1,290 @@
+//! Round trips, and hostile bytes: nothing harmed is ever taken for whole (I3, I9).
+
+use std::sync::Arc;
+
+use evertwin_protocol::Status;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::header::HEADER_LEN;
+use super::*;
+use crate::machine::{Capture, DiskWrite, Identity, InboundFrame, MemoryRegion, PAGE_SIZE};
+
+const MEMORY: [MemoryRegion; 2] = [
+    MemoryRegion {
+        start: 0,
+        len: 400 * PAGE_SIZE as u64,
+    },
+    MemoryRegion {
+        start: 0x1000 * PAGE_SIZE as u64,
+        len: 10 * PAGE_SIZE as u64,
+    },
+];
+
+/// An epoch of that many pages, with state and disk writes.
+fn epoch(pages: u64, state: usize, writes: &[usize]) -> Arc<Capture> {
+    let mut capture = Capture::default();
+    for page in 0..pages {
+        capture.pages.push((page * 7) % 400);
+        let byte = page as u8;
+        capture.bytes.extend(std::iter::repeat_n(byte, PAGE_SIZE));
+    }
+    capture.state = (0..state).map(|at| (at / 1000) as u8).collect();
+    for (index, len) in writes.iter().enumerate() {
+        capture.disk_writes.push(DiskWrite {
+            disk: index as u32,
+            offset: index as u64 * 512,
+            data: vec![index as u8; *len].into(),
+        });
+    }
+    Arc::new(capture)
+}
+
+fn frames(capture: &Arc<Capture>) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    ship(capture, 3, 9, 410, |frame| {
+        frames.push([frame.head.as_slice(), frame.body.bytes()].concat());
+    })
+    .expect("it is not too large");
+    frames
+}
+
+/// Feeds bytes in pieces; gives the epoch if it was taken for whole.
+fn receive(bytes: &[u8], piece: usize) -> Result<Option<Capture>, WireError> {
+    let mut reader = FrameReader::new();
+    let mut assembly = Assembly::default();
+    let mut whole = None;
+    for mut piece in bytes.chunks(piece) {
+        while !piece.is_empty() {
+            let room = reader.room();
+            let len = room.len().min(piece.len());
+            assert!(len > 0, "the reader has room once its frames were taken");
+            room[..len].copy_from_slice(&piece[..len]);
+            reader.filled(len);
+            piece = &piece[len..];
+            while let Some((header, payload)) = reader.next()? {
+                if let Some(capture) = assembly.take(&header, payload, &MEMORY)? {
+                    whole = Some(capture.clone());
+                }
+            }
+        }
+    }
+    Ok(whole)
+}
+
+/// The same epoch, whatever the pieces its disk writes travelled in.
+fn same(sent: &Capture, received: &Capture) -> bool {
+    let mut disks: Vec<(u32, u64, Vec<u8>)> = Vec::new();
+    for write in &received.disk_writes {
+        match disks.last_mut() {
+            Some((disk, offset, data))
+                if *disk == write.disk && *offset + data.len() as u64 == write.offset =>
+            {
+                data.extend_from_slice(&write.data);
+            }
+            _ => disks.push((write.disk, write.offset, write.data.to_vec())),
+        }
+    }
+    let wanted = sent
+        .disk_writes
+        .iter()
+        .filter(|write| !write.data.is_empty());
+    sent.state == received.state
+        && sent.pages == received.pages
+        && sent.bytes == received.bytes
+        && wanted
+            .map(|write| (write.disk, write.offset, write.data.to_vec()))
+            .eq(disks)
+}
+
+#[test]
+fn an_epoch_of_any_size_arrives_as_it_was() {
+    for (pages, state, writes) in [
+        (0, 0, &[][..]),
+        (1, 1, &[1]),
+        (64, 300_000, &[512, 300_000]),
+        (65, 262_144, &[0, 262_144, 262_145]),
+        (400, 5000, &[]),
+    ] {
+        let sent = epoch(pages, state, writes);
+        let bytes = frames(&sent).concat();
+        for piece in [1000, 65_536, bytes.len()] {
+            let received = receive(&bytes, piece).expect("nothing was harmed");
+            assert!(
+                same(&sent, &received.expect("it is whole")),
+                "{pages} pages"
+            );
+        }
+    }
+}
+
+#[test]
+fn frames_lost_doubled_or_swapped_make_no_epoch() {
+    let sent = epoch(200, 600_000, &[512, 512]);
+    let frames = frames(&sent);
+    let last = frames.len() - 1;
+    for index in 0..=last {
+        let mut lost = frames.clone();
+        lost.remove(index);
+        assert!(
+            !matches!(receive(&lost.concat(), 4096), Ok(Some(_))),
+            "{index} lost"
+        );
+        if index < last {
+            let mut doubled = frames.clone();
+            doubled.insert(index, frames[index].clone());
+            assert!(receive(&doubled.concat(), 4096).is_err(), "{index} doubled");
+            let mut swapped = frames.clone();
+            swapped.swap(index, index + 1);
+            assert!(receive(&swapped.concat(), 4096).is_err(), "{index} swapped");
+        }
+    }
+}
+
+#[test]
+fn an_epoch_too_large_is_refused_on_both_sides() {
+    let sent = epoch(20, 10, &[]);
+    assert_eq!(ship(&sent, 1, 1, 19, |_| ()), None);
+    let begin = |pages: u64, state: u64, disk: u64| {
+        let sizes = [pages, state, disk].map(u64::to_le_bytes).concat();
+        receive(&Frame::new(Kind::EpochBegin, 1, 5, &sizes).head, 4096)
+    };
+    assert_eq!(begin(410, 1 << 20, 1 << 20), Ok(None));
+    for (pages, state, disk) in [(411, 0, 0), (0, u64::MAX, 0), (0, 0, u64::MAX)] {
+        assert_eq!(begin(pages, state, disk), Err(WireError::EpochTooLarge(5)));
+    }
+}
+
+#[test]
+fn pages_outside_of_memory_are_refused() {
+    for page in [400, 0xFFF, 0x100A, u64::MAX >> 1, 1 << 62] {
+        let mut capture = Capture::clone(&epoch(3, 0, &[]));
+        capture.pages[1] = page;
+        let error = receive(&frames(&Arc::new(capture)).concat(), 4096);
+        assert_eq!(error, Err(WireError::Page(page)));
+    }
+}
+
+#[test]
+fn zero_pages_of_a_sync_travel_without_bytes() {
+    let pages: Vec<u64> = (0..64).collect();
+    let mut bytes = vec![0; 64 * PAGE_SIZE];
+    bytes[5 * PAGE_SIZE + 17] = 1;
+    let frame = sync_frame(1, &pages, &bytes);
+    assert!(frame.len() < 2 * PAGE_SIZE);
+    let mut list = PageList::default();
+    let payload = &frame.head[HEADER_LEN..];
+    let full = list.decode(Kind::SyncPages, payload, &MEMORY);
+    assert_eq!(full, Ok(&bytes[5 * PAGE_SIZE..6 * PAGE_SIZE]));
+    assert_eq!(list.full, [5]);
+    assert_eq!(list.zero.len(), 63);
+}
+
+fn hello(status: Status) -> Hello {
+    Hello {
+        status,
+        node: "a".parse().expect("a valid name"),
+        peer: "b".parse().expect("a valid name"),
+        identity: Identity {
+            vm: "demo".to_owned(),
+            memory: MEMORY.to_vec(),
+            devices: 7,
+            cpu: 8,
+        },
+    }
+}
+
+#[test]
+fn a_hello_arrives_as_it_was_and_no_part_of_it_does() {
+    for status in [Status::Cold, Status::Primary, Status::Synced { epoch: 4 }] {
+        let bytes = hello(status).encode();
+        assert_eq!(Hello::decode(&bytes), Ok(hello(status)));
+        for len in 0..bytes.len() {
+            let part = Hello::decode(&bytes[..len]);
+            assert_eq!(part, Err(WireError::Malformed(Kind::Hello)));
+        }
+    }
+}
+
+#[test]
+fn a_reason_is_one_short_line() {
+    let reason = reject_reason(&[b"no\n\x1b[31m".as_slice(), &[b'x'; 9000]].concat());
+    assert!(reason.starts_with("no  [31m") && reason.len() == 512);
+}
+
+proptest! {
+    #[test]
+    fn a_changed_byte_makes_no_epoch(at in any::<prop::sample::Index>(), flip in 1..=255u8) {
+        let mut bytes = frames(&epoch(70, 100, &[512])).concat();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert!(!matches!(receive(&bytes, 65_536), Ok(Some(_))));
+    }
+
+    #[test]
+    fn a_torn_stream_makes_no_epoch(at in any::<prop::sample::Index>()) {
+        let bytes = frames(&epoch(70, 100, &[512])).concat();
+        let at = at.index(bytes.len());
+        prop_assert_eq!(receive(&bytes[..at], 4096), Ok(None));
+    }
+
+    #[test]
+    fn rubbish_is_refused(bytes in vec(any::<u8>(), 0..2000), piece in 1..2000usize) {
+        prop_assert!(!matches!(receive(&bytes, piece), Ok(Some(_))));
+    }
+
+    /// Frames with sound checksums and rubbish within: their parsers are on their own.
+    #[test]
+    fn rubbish_in_sound_frames_is_refused(
+        parts in vec((1..16u16, 0..3u64, vec(any::<u8>(), 0..600)), 1..8),
+    ) {
+        let mut stream = Vec::new();
+        for (kind, epoch, payload) in &parts {
+            let kind = Kind::try_from(*kind).expect("a kind that exists");
+            stream.extend(Frame::new(kind, 1, *epoch, payload).head);
+            let _ = Hello::decode(payload);
+            let _ = disk_write(payload);
+            let _ = inbound(*epoch, payload);
+            let _ = PageList::default().decode(kind, payload, &MEMORY);
+        }
+        prop_assert!(!matches!(receive(&stream, 4096), Ok(Some(_))));
+    }
+
+    /// Page lists that are almost right.
+    #[test]
+    fn page_lists_are_checked(
+        pages in vec(prop_oneof![0..420u64, any::<u64>()], 0..70),
+        bytes in 0..5usize,
+    ) {
+        let mut payload = (pages.len() as u32).to_le_bytes().to_vec();
+        payload.extend(pages.iter().flat_map(|page| page.to_le_bytes()));
+        payload.resize(payload.len() + bytes * PAGE_SIZE, 1);
+        let mut list = PageList::default();
+        if let Ok(full) = list.decode(Kind::SyncPages, &payload, &MEMORY) {
+            prop_assert_eq!(full.len(), list.full.len() * PAGE_SIZE);
+            let inside = |page: &u64| *page < 400 || (0x1000..0x100A).contains(page);
+            prop_assert!(list.full.iter().chain(&list.zero).all(inside));
+        }
+    }
+}
+
+#[test]
+fn inbound_frames_come_back_as_they_were() {
+    for len in [1, 60, 1514, 65_550] {
+        let sent = InboundFrame {
+            card: 3,
+            epoch: 9,
+            bytes: vec![7; len],
+        };
+        let mut reader = FrameReader::new();
+        let bytes = inbound_frame(5, &sent).head;
+        reader.room()[..bytes.len()].copy_from_slice(&bytes);
+        reader.filled(bytes.len());
+        let (header, payload) = reader.next().expect("unharmed").expect("whole");
+        assert_eq!((header.kind, header.generation), (Kind::Inbound, 5));
+        assert_eq!(inbound(header.epoch, payload), Some(sent));
+    }
+    for len in [0, 4, 4 + 65_551] {
+        assert_eq!(inbound(9, &vec![0; len]), None);
+    }
+}

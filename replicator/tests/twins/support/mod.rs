@@ -1,0 +1,192 @@
+//! What the tests of twins share.
+
+pub(crate) mod machine;
+pub(crate) mod proxy;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Record};
+use evertwin_replicator::{Config, Ended, Error, NodeId};
+use machine::{FakeVm, Handle, World};
+use rustix::event::{EventfdFlags, eventfd};
+
+/// How long a test waits for what must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Silence after which a peer counts as dead in these tests.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(400);
+
+/// A twin that runs on a thread of its own.
+pub(crate) struct Running {
+    pub vm: Handle,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<Result<Ended, Error>>>,
+}
+
+impl Running {
+    /// Asks the twin to stop.
+    pub(crate) fn stop(&self) {
+        rustix::io::write(&*self.stop, &1u64.to_ne_bytes()).expect("an eventfd takes a write");
+    }
+
+    /// Waits for the run's end.
+    pub(crate) fn ended(&mut self) -> Result<Ended, Error> {
+        let thread = self.thread.take().expect("it is waited for once");
+        wait_for("the run ends", || thread.is_finished());
+        thread.join().expect("the driver does not panic")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.stop();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Two nodes, an address between them and perhaps an arbiter.
+pub(crate) struct Pair {
+    pub directory: tempfile::TempDir,
+    pub listen: SocketAddr,
+    pub dial: SocketAddr,
+    pub arbiter: bool,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        let listen = free_address();
+        Self {
+            directory: tempfile::tempdir().expect("a temporary directory"),
+            listen,
+            dial: listen,
+            arbiter: true,
+        }
+    }
+
+    pub(crate) fn record(&self) -> Option<Record> {
+        file(self.directory.path())
+            .read()
+            .expect("the arbiter's file is sound")
+    }
+
+    pub(crate) fn start(&self, name: &str, vm: FakeVm) -> Running {
+        show_log();
+        break_on_purpose();
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
+        let node: NodeId = name.parse().expect("a valid name");
+        let peer = if name == "a" { "b" } else { "a" };
+        let config = Config {
+            node,
+            peer: peer.parse().expect("a valid name"),
+            address: if name == "a" { self.listen } else { self.dial },
+            epoch: Duration::from_millis(5),
+            heartbeat: Duration::from_millis(20),
+            timeout: TIMEOUT,
+            stop: stop.try_clone().expect("a descriptor to spare"),
+        };
+        let arbiter = self
+            .arbiter
+            .then(|| Box::new(file(self.directory.path())) as Box<dyn Arbiter>);
+        let handle = vm.handle();
+        let thread = std::thread::Builder::new()
+            .name(format!("twin-{name}"))
+            .spawn(move || {
+                let mut vm = vm;
+                evertwin_replicator::run(config, &mut vm, arbiter)
+            })
+            .expect("a thread");
+        Running {
+            vm: handle,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until the arbiter's record names a standby.
+    pub(crate) fn wait_named(&self, releaser: &str) -> Record {
+        wait_for("a standby is named", || {
+            self.record().is_some_and(|record| {
+                record.releaser.as_str() == releaser && record.standby.is_some()
+            })
+        });
+        self.record().expect("it was there")
+    }
+}
+
+/// The log goes to the test's output; EVERTWIN_TEST_LOG says which part of it.
+fn show_log() {
+    let filter = tracing_subscriber::EnvFilter::from_env("EVERTWIN_TEST_LOG");
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // Fails when another test of this process has done it.
+    let _ = log.with_thread_names(true).try_init();
+}
+
+/// Sets the failpoints named in the environment: these tests must fail then.
+fn break_on_purpose() {
+    #[cfg(feature = "failpoints")]
+    {
+        static SCENARIO: std::sync::Once = std::sync::Once::new();
+        SCENARIO.call_once(|| std::mem::forget(fail::FailScenario::setup()));
+    }
+}
+
+fn file(directory: &Path) -> FileArbiter {
+    FileArbiter::new(directory.join("arbiter"))
+}
+
+/// An address on the loopback that nobody uses just now.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound listener")
+}
+
+/// Waits for something that must come true.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Size of a guest.
+pub(crate) const PAGES: u64 = 600;
+
+/// A world that has seen nothing yet.
+pub(crate) fn world() -> World {
+    World::default()
+}
+
+/// All that the world has seen.
+pub(crate) fn seen(world: &World) -> Vec<u64> {
+    world.lock().expect("unpoisoned").clone()
+}
+
+/// Steps the guest until the world has seen `count` numbers more.
+#[track_caller]
+pub(crate) fn run_until_seen(vm: &Handle, world: &World, count: usize) {
+    let len = || world.lock().expect("unpoisoned").len();
+    let target = len() + count;
+    wait_for("the guest's output leaves", || {
+        for _ in 0..5 {
+            vm.step();
+        }
+        len() >= target
+    });
+}
+
+/// Each number once and in order: nothing of an uncommitted epoch was ever seen (I1, I3).
+#[track_caller]
+pub(crate) fn assert_ascending(world: &World) {
+    let seen = seen(world);
+    let wrong = seen.windows(2).find(|pair| pair[0] >= pair[1]);
+    assert_eq!(wrong, None, "the world saw a number twice or out of order");
+}
