@@ -1,0 +1,95 @@
+//! Reproducible numbers: for memory patterns, disk patterns and busy work.
+
+/// One step of the splitmix64 generator's output function: mixes all bits of `value`.
+pub fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// Busy work of `steps` dependent steps; the result depends only on `steps`.
+pub fn churn(steps: u64) -> u64 {
+    (0..steps).fold(0, |state: u64, step| mix(state ^ step))
+}
+
+/// A small generator of reproducible numbers (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// A generator that gives the same numbers for the same seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `limit`, which is above 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        let value = mix(self.0);
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        ((u128::from(value) * u128::from(limit)) >> 64) as u64
+    }
+}
+
+/// What a dirtied page carries: its index, how often it was written, and a check of both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    index: u64,
+    count: u64,
+    check: u64,
+}
+
+impl Stamp {
+    /// The stamp of page `index` after `count` writes.
+    pub fn new(index: u64, count: u64) -> Self {
+        Self {
+            index,
+            count,
+            check: mix(index ^ mix(count)),
+        }
+    }
+}
+
+/// Fills a block with what block number `block` holds after write number `round`.
+pub fn fill_block(bytes: &mut [u8], block: u64, round: u64) {
+    let seed = mix(block ^ mix(round));
+    for (chunk, i) in bytes.chunks_mut(8).zip(0u64..) {
+        chunk.copy_from_slice(&mix(seed ^ i).to_le_bytes()[..chunk.len()]);
+    }
+}
+
+/// Whether a block holds what [`fill_block`] wrote.
+pub fn block_matches(bytes: &[u8], block: u64, round: u64) -> bool {
+    let seed = mix(block ^ mix(round));
+    bytes
+        .chunks(8)
+        .zip(0u64..)
+        .all(|(chunk, i)| chunk == &mix(seed ^ i).to_le_bytes()[..chunk.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_other_numbers_or_rounds_do_not_match() {
+        let mut block = [0; 515];
+        fill_block(&mut block, 7, 3);
+        assert!(block_matches(&block, 7, 3));
+        assert!(!block_matches(&block, 7, 2));
+        assert!(!block_matches(&block, 8, 3));
+        block[514] ^= 1;
+        assert!(!block_matches(&block, 7, 3));
+    }
+
+    #[test]
+    fn random_stays_below_its_limit() {
+        let mut random = Random::new(1);
+        let mut seen = [false; 10];
+        for _ in 0..1000 {
+            seen[random.below(10) as usize] = true;
+        }
+        assert_eq!(seen, [true; 10]);
+    }
+}
