@@ -1,1 +1,23 @@
 //! Evertwin's virtual machine monitor: machine, boot, vCPUs, checkpoints and the command line.
+//!
+//! The `evertwin` command is a thin shell over this library; programs that embed the
+//! monitor start at [`machine::Machine`] for a plain microVM and at [`run`] for a
+//! protected one.
+
+pub mod boot;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+mod console_input;
+pub mod demo;
+mod die_together;
+pub mod event_loop;
+pub mod kvm;
+pub mod lab;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod page_set;
+pub mod run;
+pub mod terminal;
+pub mod twin;

@@ -1,2 +1,54 @@
 //! The `evertwin` command.
-fn main() {}
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use evertwin::cli::{Cli, Command, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let cli = Cli::parse();
+    // Named points where a test may break things; nothing without the `failpoints` feature.
+    let _failpoints = fail::FailScenario::setup();
+    if let Err(error) = start_log(&cli) {
+        eprintln!("evertwin: {error}");
+        return ExitCode::FAILURE;
+    }
+    match execute(&cli, started) {
+        Ok(code) => code,
+        Err(error) => {
+            // The terminal is its own again here: guards have been dropped.
+            eprintln!("evertwin: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(cli: &Cli) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&cli.log)
+        .map_err(|e| format!("--log {}: {e}; try info or debug", cli.log))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match cli.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    match &cli.command {
+        Command::Run(args) => {
+            let (vm, replication) = args.resolve()?;
+            let outcome = evertwin::run::run(&vm, replication.as_ref(), started)?;
+            Ok(outcome.code().into())
+        }
+        // No thread has been started yet, as the demo demands.
+        Command::Demo => Ok(evertwin::demo::run().into()),
+    }
+}

@@ -1,0 +1,111 @@
+//! The whole VM's state at an epoch's end, apart from RAM and disks (I3).
+
+mod codec;
+
+pub use codec::{decode, encode};
+
+use evertwin_devices::serial::SerialState;
+use evertwin_devices::virtio::DeviceState;
+use serde::{Deserialize, Serialize};
+
+use crate::kvm::{KvmError, VcpuState, VmChipState};
+use crate::machine::{Machine, Paused, lock};
+
+/// Why a state can't be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A KVM call.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Bytes that are no state.
+    #[error("saved state is damaged or of another version of evertwin: {0}")]
+    Decode(String),
+    /// The state could not be written down.
+    #[error("state can't be encoded: {0}")]
+    Encode(String),
+    /// The state is of a VM with other devices or vCPUs.
+    #[error("saved state is of another VM: {0}")]
+    OtherVm(String),
+    /// A device refused its part.
+    #[error("{device} refuses its saved state: {reason}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+/// Everything but RAM and disks. Bytes of unknown origin may decode to it: every part is
+/// validated by its owner when it is restored.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VmState {
+    vcpus: Vec<VcpuState>,
+    chips: VmChipState,
+    serial: SerialState,
+    devices: Vec<DeviceState>,
+}
+
+impl Machine {
+    /// Reads the state of a machine that stands still.
+    ///
+    /// # Errors
+    /// The KVM call that failed.
+    pub fn save(&self, paused: &mut Paused<'_>) -> Result<VmState, CheckpointError> {
+        Ok(VmState {
+            vcpus: paused.take_vcpus(),
+            chips: self.vm().save_chips()?,
+            serial: paused.serial.save(),
+            devices: paused.devices.iter().map(|device| device.save()).collect(),
+        })
+    }
+
+    /// Puts `state` into this machine, whose RAM already holds that state's pages, and
+    /// lets the guest run on (I7).
+    ///
+    /// # Errors
+    /// A state that does not fit; no vCPU has run then.
+    pub fn restore(&mut self, state: VmState) -> Result<(), CheckpointError> {
+        let VmState {
+            vcpus,
+            chips,
+            serial,
+            devices,
+        } = state;
+        if vcpus.len() != self.vcpus().len() || devices.len() != self.devices().len() {
+            return Err(CheckpointError::OtherVm(format!(
+                "it has {} vCPUs and {} devices, this one has {} and {}",
+                vcpus.len(),
+                devices.len(),
+                self.vcpus().len(),
+                self.devices().len()
+            )));
+        }
+        // The clock goes first: no vCPU may see time step back (I8).
+        self.vm().restore_chips(&chips)?;
+        let refused = |device: &str, reason: &dyn std::fmt::Display| CheckpointError::Device {
+            device: device.into(),
+            reason: reason.to_string(),
+        };
+        {
+            let mut port = lock(self.serial());
+            port.restore(&serial).map_err(|e| refused("serial", &e))?;
+        }
+        for (device, state) in self.devices().iter().zip(devices) {
+            let mut device = lock(device);
+            device
+                .restore(state)
+                .map_err(|e| refused(device.name(), &e))?;
+        }
+        for (vcpu, state) in self.vcpus().iter().zip(vcpus) {
+            vcpu.restore(state)?;
+        }
+        // Whatever was rung or raised around the capture may have been lost: ring and raise
+        // everything again.
+        lock(self.serial()).resume();
+        for device in self.devices() {
+            lock(device).resume();
+        }
+        Ok(self.run()?)
+    }
+}

@@ -1,0 +1,159 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig};
+
+/// Virtual machines that survive the death of their host.
+///
+/// A protected VM runs on two hosts at once, one step apart: when one host dies, the VM
+/// goes on from the other, with its memory, disks and network connections, without a
+/// reboot.
+#[derive(Debug, Parser)]
+#[command(name = "evertwin", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How log lines on standard error look.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// How much to log: error, warn, info, debug, trace, or a filter such as
+    /// `info,evertwin=debug`.
+    #[arg(long, global = true, default_value = "info", env = "EVERTWIN_LOG")]
+    pub log: String,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  evertwin demo                         see a VM survive kill -9, on this machine
+  evertwin run vm.toml --node a         one twin of a protected VM (the other: --node b)
+  evertwin run --kernel vmlinux --memory 512M \\
+      --disk path=root.img --net tap=tap0,mac=52:54:00:12:34:56
+                                        a plain microVM; Ctrl-A x ends it
+  evertwin run --kernel pico --cmdline 'workload=cpu' --memory 64M
+                                        the guest that is built in";
+
+/// Text for people, JSON for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line per event.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a VM: a twin of a protected one from a file, or a plain one from options.
+    Run(RunArgs),
+    /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
+    Demo,
+}
+
+/// Options of `evertwin run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file of the VM; the same on both hosts.
+    #[arg(conflicts_with = "kernel")]
+    pub config: Option<PathBuf>,
+    /// Which node of the configuration this host is.
+    #[arg(long, requires = "config", conflicts_with = "kernel")]
+    pub node: Option<String>,
+    /// Kernel: an x86-64 ELF vmlinux, a bzImage, or `pico`, the built-in guest.
+    #[arg(long, required_unless_present = "config")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[arg(long, requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; devices are added to it.
+    #[arg(
+        long,
+        requires = "kernel",
+        default_value = "console=ttyS0 reboot=k panic=-1"
+    )]
+    pub cmdline: String,
+    /// RAM, for example 512M or 2G.
+    #[arg(long, requires = "kernel", default_value = "256M")]
+    pub memory: String,
+    /// A disk: path=FILE[,readonly]. May be given several times.
+    #[arg(long, requires = "kernel", value_name = "path=FILE")]
+    pub disk: Vec<String>,
+    /// A network card on an existing TAP: tap=NAME,mac=ADDRESS. May be given several times.
+    #[arg(long, requires = "kernel", value_name = "tap=NAME,mac=ADDRESS")]
+    pub net: Vec<String>,
+}
+
+impl RunArgs {
+    /// The VM these options describe, and its protection.
+    ///
+    /// # Errors
+    /// Whatever is wrong with options or file, by name.
+    pub fn resolve(&self) -> Result<(VmConfig, Option<ReplicationConfig>), ConfigError> {
+        if let Some(path) = &self.config {
+            return config::load(path, self.node.as_deref());
+        }
+        let kernel = self.kernel.clone().unwrap_or_else(|| "pico".into());
+        let disks = self.disk.iter().map(|text| config::parse_disk(text));
+        let nets = self.net.iter().map(|text| config::parse_net(text));
+        let vm = VmConfig {
+            name: "vm".into(),
+            kernel: kernel.into(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            memory: config::parse_size(&self.memory)?,
+            disks: disks.collect::<Result<Vec<DiskConfig>, _>>()?,
+            nets: nets.collect::<Result<Vec<NetConfig>, _>>()?,
+        };
+        Ok((vm, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_plain_vm_from_options() {
+        let cli = Cli::parse_from([
+            "evertwin",
+            "run",
+            "--kernel",
+            "vmlinux",
+            "--memory",
+            "1G",
+            "--disk",
+            "path=d.img",
+            "--net",
+            "tap=t0,mac=52:54:00:00:00:01",
+        ]);
+        let Command::Run(args) = cli.command else {
+            panic!("`run` was parsed as something else");
+        };
+        let (vm, replication) = args.resolve().unwrap();
+        assert_eq!(vm.memory, 1 << 30);
+        assert_eq!((vm.disks.len(), vm.nets.len()), (1, 1));
+        assert!(replication.is_none());
+    }
+
+    #[test]
+    fn a_file_and_options_exclude_each_other() {
+        for args in [
+            &["evertwin", "run"][..],
+            &["evertwin", "run", "vm.toml", "--kernel", "k"],
+            &["evertwin", "run", "--kernel", "k", "--node", "a"],
+        ] {
+            assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
+        }
+    }
+}

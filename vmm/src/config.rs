@@ -1,0 +1,117 @@
+//! What a VM is made of, from a file or from the command line.
+
+mod file;
+mod parse;
+
+pub use file::load;
+pub use parse::{parse_disk, parse_mac, parse_net, parse_size};
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A configuration that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration {path}: {source}; check the path")]
+    Unreadable {
+        /// As given.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Not TOML, or not of this form.
+    #[error("{path} is not a valid configuration: {reason}")]
+    Syntax {
+        /// As given.
+        path: PathBuf,
+        /// Line, column and cause, in one line.
+        reason: String,
+    },
+    /// A value that makes no sense; says which and what would.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// Where the kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelSource {
+    /// The built-in pico guest.
+    Pico,
+    /// An ELF vmlinux or a bzImage.
+    File(PathBuf),
+}
+
+impl From<PathBuf> for KernelSource {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "pico" {
+            Self::Pico
+        } else {
+            Self::File(path)
+        }
+    }
+}
+
+/// One virtio-block disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Raw image.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+/// One virtio-net card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Name of an existing TAP device.
+    pub tap: String,
+    /// The card's address.
+    pub mac: [u8; 6],
+}
+
+/// One VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Name; twins must agree on it.
+    pub name: String,
+    /// What it boots.
+    pub kernel: KernelSource,
+    /// Initial RAM disk, for Linux.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line, before the devices are added.
+    pub cmdline: String,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Disks, in order.
+    pub disks: Vec<DiskConfig>,
+    /// Network cards, in order.
+    pub nets: Vec<NetConfig>,
+}
+
+/// Protection of a VM by a twin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicationConfig {
+    /// This process's node name.
+    pub node: String,
+    /// The other one.
+    pub peer: String,
+    /// Address of the lower-named node, which listens.
+    pub address: SocketAddr,
+    /// The arbiter, if there is one.
+    pub arbiter: Option<ArbiterConfig>,
+    /// Longest epoch.
+    pub epoch: Duration,
+    /// How often a quiet link is proven alive.
+    pub heartbeat: Duration,
+    /// Silence after which the peer counts as dead.
+    pub timeout: Duration,
+}
+
+/// Which arbiter decides who may speak for the guest (I2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArbiterConfig {
+    /// A locked file, for twins on one host or on shared storage.
+    File(PathBuf),
+}

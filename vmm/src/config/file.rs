@@ -1,0 +1,304 @@
+//! `vm.toml`: the same file on both hosts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::parse::{check_tap, parse_mac, parse_size};
+use super::{ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmFile {
+    name: String,
+    #[serde(default = "default_kernel")]
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    #[serde(default)]
+    cmdline: String,
+    memory: String,
+    #[serde(default)]
+    disk: Vec<DiskEntry>,
+    #[serde(default)]
+    net: Vec<NetEntry>,
+    replication: Option<ReplicationEntry>,
+    #[serde(default)]
+    node: BTreeMap<String, NodeEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskEntry {
+    path: PathBuf,
+    #[serde(default)]
+    readonly: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetEntry {
+    tap: String,
+    mac: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ReplicationEntry {
+    arbiter: Option<String>,
+    epoch: Option<String>,
+    heartbeat: Option<String>,
+    timeout: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeEntry {
+    address: String,
+}
+
+fn default_kernel() -> PathBuf {
+    "pico".into()
+}
+
+/// Reads `path` as `node` sees it: `{node}` in the names of files and TAPs becomes the node's
+/// name, and relative file names start at the file's own directory. Without a node, the VM is plain.
+///
+/// # Errors
+/// Everything that can be wrong with the file, each by name.
+pub fn load(
+    path: &Path,
+    node: Option<&str>,
+) -> Result<(VmConfig, Option<ReplicationConfig>), ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        path: path.into(),
+        source,
+    })?;
+    let file: VmFile = toml::from_str(&text).map_err(|e| ConfigError::Syntax {
+        path: path.into(),
+        reason: syntax_reason(&text, &e),
+    })?;
+    let base = path.parent().unwrap_or(Path::new(""));
+    let for_node = |name: &str| match node {
+        Some(node) => name.replace("{node}", node),
+        None => name.to_owned(),
+    };
+    let place = |name: &Path| base.join(for_node(&name.to_string_lossy()));
+    let replication = match node {
+        Some(node) => Some(replication(&file, node, &place)?),
+        None if file.replication.is_some() => {
+            return Err(ConfigError::Value(format!(
+                "{} describes a protected VM: say which node this is, with --node {}",
+                path.display(),
+                node_names(&file).join(" or --node ")
+            )));
+        }
+        None => None,
+    };
+    check_name("VM", &file.name)?;
+    let kernel = if file.kernel.as_os_str() == "pico" {
+        file.kernel.clone()
+    } else {
+        place(&file.kernel)
+    };
+    let disks = file.disk.iter().map(|disk| DiskConfig {
+        path: place(&disk.path),
+        read_only: disk.readonly,
+    });
+    let nets = file.net.iter().map(|net| {
+        Ok(NetConfig {
+            tap: check_tap(&for_node(&net.tap))?,
+            mac: parse_mac(&net.mac)?,
+        })
+    });
+    let vm = VmConfig {
+        kernel: kernel.into(),
+        initrd: file.initrd.as_deref().map(place),
+        cmdline: file.cmdline.clone(),
+        memory: parse_size(&file.memory)?,
+        disks: disks.collect(),
+        nets: nets.collect::<Result<_, ConfigError>>()?,
+        name: file.name,
+    };
+    Ok((vm, replication))
+}
+
+/// One line: where, and what.
+fn syntax_reason(text: &str, error: &toml::de::Error) -> String {
+    let what = error.message().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let before = text.get(..span.start).unwrap_or("");
+            format!("line {}: {what}", before.matches('\n').count() + 1)
+        }
+        None => what,
+    }
+}
+
+fn node_names(file: &VmFile) -> Vec<&str> {
+    file.node.keys().map(String::as_str).collect()
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), ConfigError> {
+    let fine = (1..=32).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if fine {
+        Ok(())
+    } else {
+        Err(ConfigError::Value(format!(
+            "`{name}` can't be a {what}'s name: use 1 to 32 letters, digits, - or _"
+        )))
+    }
+}
+
+fn replication(
+    file: &VmFile,
+    node: &str,
+    place: &dyn Fn(&Path) -> PathBuf,
+) -> Result<ReplicationConfig, ConfigError> {
+    let names = node_names(file);
+    let [first, second] = names[..] else {
+        return Err(ConfigError::Value(format!(
+            "a protected VM has two nodes, [node.a] and [node.b], but {} of them are given",
+            names.len()
+        )));
+    };
+    for name in &names {
+        check_name("node", name)?;
+    }
+    if node != first && node != second {
+        return Err(ConfigError::Value(format!(
+            "there is no node `{node}` in the configuration: use --node {first} or --node {second}"
+        )));
+    }
+    let address = address(file, first)?;
+    self::address(file, second)?;
+    let entry = file.replication.as_ref();
+    let arbiter = match entry.and_then(|r| r.arbiter.as_deref()) {
+        None => None,
+        Some(text) => match text.split_once(':') {
+            Some(("file", name)) if !name.is_empty() => {
+                Some(ArbiterConfig::File(place(Path::new(name))))
+            }
+            _ => {
+                return Err(ConfigError::Value(format!(
+                    "`{text}` is not an arbiter: write file:PATH"
+                )));
+            }
+        },
+    };
+    let config = ReplicationConfig {
+        node: node.into(),
+        peer: if node == first { second } else { first }.into(),
+        address,
+        arbiter,
+        epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
+        heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
+        timeout: time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?,
+    };
+    if config.timeout < config.heartbeat * 2 {
+        return Err(ConfigError::Value(format!(
+            "timeout {:?} is too short: it must be at least twice the heartbeat, {:?}",
+            config.timeout, config.heartbeat
+        )));
+    }
+    Ok(config)
+}
+
+fn address(file: &VmFile, node: &str) -> Result<SocketAddr, ConfigError> {
+    let address = &file.node[node].address;
+    address.parse().map_err(|_| {
+        ConfigError::Value(format!(
+            "`{address}` is not an address for node {node}: write IP:PORT, for example 192.168.50.1:7700"
+        ))
+    })
+}
+
+fn time(key: &str, text: Option<&str>, default_ms: u64) -> Result<Duration, ConfigError> {
+    let Some(text) = text else {
+        return Ok(Duration::from_millis(default_ms));
+    };
+    match humantime::parse_duration(text) {
+        Ok(time) if (Duration::from_millis(1)..=Duration::from_secs(10)).contains(&time) => {
+            Ok(time)
+        }
+        _ => Err(ConfigError::Value(format!(
+            "`{text}` can't be the {key}: write a time from 1ms to 10s"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "demo"
+cmdline = "workload=kv"
+memory = "128M"
+[[disk]]
+path = "disk-{node}.img"
+[[net]]
+tap = "tap-{node}"
+mac = "52:54:00:12:34:56"
+[replication]
+arbiter = "file:arbiter"
+epoch = "5ms"
+[node.a]
+address = "192.168.50.1:7700"
+[node.b]
+address = "192.168.50.2:7700"
+"#;
+
+    fn parse(
+        text: &str,
+        node: Option<&str>,
+    ) -> Result<(VmConfig, Option<ReplicationConfig>), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.toml");
+        std::fs::write(&path, text).unwrap();
+        load(&path, node).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn each_node_sees_its_own_files_and_the_same_address() {
+        let (vm, replication) = parse(GOOD, Some("b")).unwrap();
+        let replication = replication.unwrap();
+        assert!(vm.disks[0].path.ends_with("disk-b.img"));
+        assert_eq!(vm.nets[0].tap, "tap-b");
+        assert_eq!(replication.peer, "a");
+        assert_eq!(replication.address.to_string(), "192.168.50.1:7700");
+        assert_eq!(replication.epoch, Duration::from_millis(5));
+        assert!(
+            matches!(replication.arbiter, Some(ArbiterConfig::File(p)) if p.ends_with("arbiter"))
+        );
+    }
+
+    #[test]
+    fn errors_are_one_line_and_name_the_thing() {
+        let cases = [
+            (GOOD.replace("128M", "lots"), "lots"),
+            (GOOD.replace("52:54", "zz:54"), "zz:54"),
+            (
+                GOOD.replace("[node.b]", "[node.a2]\naddress = \"1.2.3.4:1\"\n[node.b]"),
+                "two nodes",
+            ),
+            (GOOD.replace("file:arbiter", "ouija"), "ouija"),
+            (GOOD.replace("5ms", "never"), "never"),
+            (GOOD.replace("192.168.50.1:7700", "host"), "host"),
+            (GOOD.replace("192.168.50.2:7700", "home"), "home"),
+            (GOOD.replace("cmdline", "comandline"), "line 3"),
+            (GOOD.replace("tap-{node}", "a/b"), "a/b"),
+        ];
+        for (text, needle) in cases {
+            let error = parse(&text, Some("a")).unwrap_err();
+            assert!(error.contains(needle) && !error.contains('\n'), "{error}");
+        }
+        assert!(parse(GOOD, Some("c")).unwrap_err().contains("--node a"));
+        assert!(parse(GOOD, None).unwrap_err().contains("--node a"));
+    }
+}

@@ -1,0 +1,161 @@
+//! Values written by people: sizes, addresses, `key=value` lists.
+
+use super::{ConfigError, DiskConfig, NetConfig};
+
+/// Bytes from `512M`, `2G`, `65536K` or a plain number.
+///
+/// # Errors
+/// Anything else, or more than 2^64.
+pub fn parse_size(text: &str) -> Result<u64, ConfigError> {
+    let wrong = || {
+        ConfigError::Value(format!(
+            "`{text}` is not a memory size: write a number with K, M or G, for example 512M"
+        ))
+    };
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// A MAC address from `52:54:00:12:34:56`.
+///
+/// # Errors
+/// Wrong form, or a group address, which no card can have.
+pub fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
+    let wrong = |why: &str| {
+        ConfigError::Value(format!(
+            "`{text}` is not a card's MAC address ({why}): write six hex bytes, for example 52:54:00:12:34:56"
+        ))
+    };
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().ok_or_else(|| wrong("too short"))?;
+        *byte = match part.len() {
+            2 => u8::from_str_radix(part, 16).map_err(|_| wrong("not hex"))?,
+            _ => return Err(wrong("not two digits each")),
+        };
+    }
+    if parts.next().is_some() {
+        return Err(wrong("too long"));
+    }
+    if mac[0] & 1 != 0 {
+        return Err(wrong("a group address"));
+    }
+    Ok(mac)
+}
+
+/// `path=D[,readonly]`.
+///
+/// # Errors
+/// Unknown keys or no path.
+pub fn parse_disk(text: &str) -> Result<DiskConfig, ConfigError> {
+    let wrong = || {
+        ConfigError::Value(format!(
+            "`{text}` is not a disk: write path=FILE or path=FILE,readonly"
+        ))
+    };
+    let mut path = None;
+    let mut read_only = false;
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("path", value)) if !value.is_empty() => path = Some(value.into()),
+            None if part == "readonly" => read_only = true,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(DiskConfig {
+        path: path.ok_or_else(wrong)?,
+        read_only,
+    })
+}
+
+/// `tap=T,mac=M`.
+///
+/// # Errors
+/// Unknown or missing keys, or values of the wrong form.
+pub fn parse_net(text: &str) -> Result<NetConfig, ConfigError> {
+    let wrong = || {
+        ConfigError::Value(format!(
+            "`{text}` is not a network card: write tap=NAME,mac=52:54:00:12:34:56"
+        ))
+    };
+    let (mut tap, mut mac) = (None, None);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("tap", value)) => tap = Some(check_tap(value)?),
+            Some(("mac", value)) => mac = Some(parse_mac(value)?),
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(NetConfig {
+        tap: tap.ok_or_else(wrong)?,
+        mac: mac.ok_or_else(wrong)?,
+    })
+}
+
+/// Interface names have 1 to 15 bytes, no slash, no space (Linux `dev_valid_name`).
+pub(super) fn check_tap(name: &str) -> Result<String, ConfigError> {
+    let fine = (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    if fine {
+        Ok(name.into())
+    } else {
+        Err(ConfigError::Value(format!(
+            "`{name}` can't be a TAP device's name: use 1 to 15 characters without / or :"
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512M").unwrap(), 512 << 20);
+        assert_eq!(parse_size("2g").unwrap(), 2 << 30);
+        assert_eq!(parse_size("4096").unwrap(), 4096);
+        for bad in ["", "M", "-1M", "1T", "99999999999G", "1.5G", "5é"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mac_addresses() {
+        assert_eq!(
+            parse_mac("52:54:00:12:34:ff").unwrap(),
+            [0x52, 0x54, 0, 0x12, 0x34, 0xff]
+        );
+        for bad in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "53:54:00:12:34:56",
+            "+1:2:3:4:5:6",
+        ] {
+            assert!(parse_mac(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disks_and_nets() {
+        assert!(parse_disk("path=a.img,readonly").unwrap().read_only);
+        assert!(parse_disk("a.img").is_err());
+        assert_eq!(parse_net("tap=t0,mac=52:54:00:00:00:01").unwrap().tap, "t0");
+        for bad in [
+            "tap=t0",
+            "mac=52:54:00:00:00:01",
+            "tap=a-name-that-is-too-long,mac=52:54:00:00:00:01",
+        ] {
+            assert!(parse_net(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A protected VM in the lab: one config file, two twins.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::LabError;
+use super::process::Process;
+use super::topology::{Node, TAP, Topology};
+
+/// The guest's MAC address.
+pub const GUEST_MAC: &str = "52:54:00:12:34:56";
+
+/// What the pair's config file says. The default is what the demo runs.
+#[derive(Clone, Debug)]
+pub struct PairConfig {
+    /// The guest's kernel: `pico` or a path.
+    pub kernel: String,
+    /// Its command line.
+    pub cmdline: String,
+    /// Its memory, as in the config file.
+    pub memory: String,
+    /// Size of the disk in bytes, if it has one.
+    pub disk: Option<u64>,
+    /// Whether there is an arbiter.
+    pub arbiter: bool,
+    /// Longest epoch.
+    pub epoch: Duration,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// Silence after which the peer counts as dead.
+    pub timeout: Duration,
+}
+
+impl Default for PairConfig {
+    fn default() -> Self {
+        Self {
+            kernel: "pico".to_owned(),
+            cmdline: "workload=kv ip=10.77.0.2/24 log=vda".to_owned(),
+            memory: "128M".to_owned(),
+            disk: Some(64 << 20),
+            arbiter: true,
+            epoch: Duration::from_millis(20),
+            heartbeat: Duration::from_millis(50),
+            timeout: Duration::from_millis(500),
+        }
+    }
+}
+
+impl PairConfig {
+    /// The text of `vm.toml`.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut text = format!(
+            "name = \"demo\"\nkernel = \"{}\"\ncmdline = \"{}\"\nmemory = \"{}\"\n",
+            self.kernel, self.cmdline, self.memory
+        );
+        if self.disk.is_some() {
+            text += "\n[[disk]]\npath = \"disk-{node}.img\"\n";
+        }
+        text += &format!("\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\n");
+        if self.arbiter {
+            text += "arbiter = \"file:arbiter\"\n";
+        }
+        let milliseconds =
+            |name: &str, time: Duration| format!("{name} = \"{}ms\"\n", time.as_millis());
+        text += &milliseconds("epoch", self.epoch);
+        text += &milliseconds("heartbeat", self.heartbeat);
+        text += &milliseconds("timeout", self.timeout);
+        for node in [Node::A, Node::B] {
+            text += &format!(
+                "\n[node.{}]\naddress = \"{}\"\n",
+                node.name(),
+                node.address()
+            );
+        }
+        text
+    }
+}
+
+/// Two twins of one VM on the two hosts of a [`Topology`].
+#[derive(Debug)]
+pub struct Pair {
+    /// The network that the twins run in.
+    pub topology: Topology,
+    evertwin: PathBuf,
+    directory: PathBuf,
+    environment: Vec<(String, String)>,
+    twins: [Option<Process>; 2],
+}
+
+impl Pair {
+    /// Writes `vm.toml` and both disks into `directory`; starts nothing. `evertwin` is the binary to run.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] naming the file.
+    pub fn new(
+        topology: Topology,
+        evertwin: &Path,
+        directory: &Path,
+        config: &PairConfig,
+    ) -> Result<Self, LabError> {
+        let written = |path: &Path| LabError::io(format!("writing {}", path.display()));
+        let file = directory.join("vm.toml");
+        fs::write(&file, config.to_toml()).map_err(written(&file))?;
+        for node in [Node::A, Node::B] {
+            let path = directory.join(format!("disk-{}.img", node.name()));
+            if let Some(length) = config.disk {
+                // Sparse: only what the guest writes takes room.
+                File::create(&path)
+                    .and_then(|disk| disk.set_len(length))
+                    .map_err(written(&path))?;
+            }
+        }
+        Ok(Self {
+            topology,
+            evertwin: evertwin.to_owned(),
+            directory: directory.to_owned(),
+            environment: Vec::new(),
+            twins: [None, None],
+        })
+    }
+
+    /// Sets an environment variable for twins started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Where the config, the disks and the logs are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts the twin of a node as a user would, with its log as JSON lines. A twin that still runs is killed first.
+    ///
+    /// # Errors
+    /// Those of [`Process::start`].
+    pub fn start(&mut self, node: Node) -> Result<&mut Process, LabError> {
+        self.twins[node as usize] = None;
+        let mut command = self.topology.host(node).command(&self.evertwin);
+        command
+            .arg("run")
+            .arg(self.directory.join("vm.toml"))
+            .args(["--node", node.name(), "--log-format", "json"]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let twin = Process::start(command, node.name(), &self.directory)?;
+        Ok(self.twins[node as usize].insert(twin))
+    }
+
+    /// A twin that was started.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub fn twin(&mut self, node: Node) -> &mut Process {
+        self.twins[node as usize]
+            .as_mut()
+            .expect("the twin was started before it is used")
+    }
+
+    /// Starts both twins and waits until the pair is protected.
+    ///
+    /// # Errors
+    /// Those of [`Pair::start`] and [`Process::wait_for_event`].
+    pub fn start_protected(&mut self, timeout: Duration) -> Result<(), LabError> {
+        self.start(Node::A)?;
+        self.start(Node::B)?;
+        self.twin(Node::A)
+            .wait_for_event("protected", timeout)
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_config_file_is_toml_and_says_what_was_asked() {
+        let config = PairConfig {
+            arbiter: false,
+            disk: None,
+            ..PairConfig::default()
+        };
+        let parsed: toml::Table = config.to_toml().parse().unwrap();
+        assert_eq!(parsed["replication"]["epoch"].as_str(), Some("20ms"));
+        assert_eq!(
+            parsed["node"]["b"]["address"].as_str(),
+            Some("192.168.50.2:7700")
+        );
+        assert!(parsed.get("disk").is_none() && parsed["replication"].get("arbiter").is_none());
+        let full: toml::Table = PairConfig::default().to_toml().parse().unwrap();
+        assert_eq!(full["disk"][0]["path"].as_str(), Some("disk-{node}.img"));
+        assert_eq!(
+            full["replication"]["arbiter"].as_str(),
+            Some("file:arbiter")
+        );
+    }
+}

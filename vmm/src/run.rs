@@ -1,0 +1,193 @@
+//! `evertwin run`: one VM from start to end.
+
+mod stop;
+
+pub use stop::{AskStop, Stop};
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Instant;
+
+use evertwin_devices::legacy::GuestExit;
+use evertwin_replicator::arbiter::{Arbiter, FileArbiter};
+use evertwin_replicator::{Config as LinkConfig, Ended};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::config::{ArbiterConfig, ConfigError, ReplicationConfig, VmConfig};
+use crate::kvm;
+use crate::machine::{self, ConsoleOutput, Machine};
+use crate::terminal::RawTerminal;
+use crate::twin::Twin;
+
+/// How a run ended, and with it the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest was reset or shut down.
+    GuestEnded,
+    /// The guest's kernel panicked.
+    GuestPanicked,
+    /// Someone asked for the end: a signal, or Ctrl-A x.
+    Stopped,
+    /// The other twin runs the guest now; here it was stopped for good (I2).
+    Fenced,
+}
+
+impl Outcome {
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::GuestEnded | Self::Stopped => 0,
+            Self::Fenced => 3,
+            Self::GuestPanicked => 101,
+        }
+    }
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] kvm::KvmError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The replicator.
+    #[error(transparent)]
+    Replicator(#[from] evertwin_replicator::Error),
+    /// The arbiter is unusable from the start.
+    #[error(transparent)]
+    Arbiter(#[from] evertwin_replicator::arbiter::ArbiterError),
+    /// KVM gave up on the guest.
+    #[error("the guest was stopped: {0}")]
+    Guest(String),
+    /// The host refused something small.
+    #[error("can't {what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl RunError {
+    fn host<E: Into<std::io::Error>>(what: &'static str) -> impl Fn(E) -> Self {
+        move |e| Self::Host {
+            what,
+            source: e.into(),
+        }
+    }
+}
+
+/// Runs a VM until it ends, with its console on standard input and output.
+///
+/// `started` is when the process began, for the time to the guest's first instruction.
+///
+/// # Errors
+/// Anything wrong with host or configuration, before the guest starts; KVM giving up on
+/// the guest.
+pub fn run(
+    vm: &VmConfig,
+    replication: Option<&ReplicationConfig>,
+    started: Instant,
+) -> Result<Outcome, RunError> {
+    let kvm = kvm::open()?;
+    let stop = Stop::new().map_err(RunError::host("catch signals"))?;
+    let asker = stop.asker().map_err(RunError::host("copy a descriptor"))?;
+    let machine = Machine::new(&kvm, vm, ConsoleOutput::Stdio(asker))?;
+    let _terminal = RawTerminal::enter().map_err(RunError::host("set up the terminal"))?;
+    match replication {
+        None => plain(machine, &stop, started),
+        Some(replication) => protected(machine, replication, &stop),
+    }
+}
+
+fn plain(mut machine: Machine, stop: &Stop, started: Instant) -> Result<Outcome, RunError> {
+    machine.boot()?;
+    tracing::info!(
+        started_us = started.elapsed().as_micros() as u64,
+        "guest running"
+    );
+    // SAFETY: the machine, and with it the event, outlives the wait.
+    #[allow(unsafe_code)]
+    let exit = unsafe { BorrowedFd::borrow_raw(machine.exit().event().as_raw_fd()) };
+    wait_for_any(&[stop.as_fd(), exit])?;
+    if let Some(first) = machine.first_instruction() {
+        let us = (first - started).as_micros() as u64;
+        tracing::debug!(target: "evertwin::boot", first_instruction_us = us, "first instruction");
+    }
+    outcome(&machine)
+}
+
+/// How the guest in `machine` ended; it was asked to stop if it did not end by itself.
+fn outcome(machine: &Machine) -> Result<Outcome, RunError> {
+    if let Some(failure) = machine.failure() {
+        return Err(RunError::Guest(failure.into()));
+    }
+    Ok(match machine.exit().get() {
+        Some(GuestExit::Panicked) => Outcome::GuestPanicked,
+        Some(GuestExit::Reset | GuestExit::Shutdown) => Outcome::GuestEnded,
+        None => Outcome::Stopped,
+    })
+}
+
+fn wait_for_any(fds: &[BorrowedFd<'_>]) -> Result<(), RunError> {
+    let mut polled: Vec<_> = fds
+        .iter()
+        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+        .collect();
+    loop {
+        match poll(&mut polled, None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(RunError::host("wait for the guest")(e)),
+        }
+    }
+}
+
+fn protected(
+    machine: Machine,
+    replication: &ReplicationConfig,
+    stop: &Stop,
+) -> Result<Outcome, RunError> {
+    let name = |name: &str| {
+        name.parse::<evertwin_replicator::NodeId>()
+            .map_err(|e| ConfigError::Value(e.to_string()))
+    };
+    let config = LinkConfig {
+        node: name(&replication.node)?,
+        peer: name(&replication.peer)?,
+        address: replication.address,
+        epoch: replication.epoch,
+        heartbeat: replication.heartbeat,
+        timeout: replication.timeout,
+        stop: stop
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(RunError::host("copy a descriptor"))?,
+    };
+    let arbiter: Option<Box<dyn Arbiter>> = match &replication.arbiter {
+        Some(ArbiterConfig::File(path)) => {
+            let mut arbiter = FileArbiter::new(path);
+            // Later on a failing arbiter is waited for; at the start it is a mistake of the set-up.
+            arbiter.read()?;
+            Some(Box::new(arbiter))
+        }
+        None => {
+            tracing::warn!("no arbiter is configured: the standby will not take over by itself");
+            None
+        }
+    };
+    let mut twin = Twin::new(machine);
+    Ok(
+        match evertwin_replicator::run(config, &mut twin, arbiter)? {
+            Ended::GuestExited => outcome(twin.machine())?,
+            Ended::PeerGuestExited => Outcome::GuestEnded,
+            Ended::Fenced => Outcome::Fenced,
+            Ended::Stopped => Outcome::Stopped,
+        },
+    )
+}

@@ -1,0 +1,373 @@
+//! The machine as the replicator sees it: epochs out, epochs in.
+
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use evertwin_devices::GuestMemory;
+use evertwin_devices::inbound::InboundFrame as DeviceFrame;
+use evertwin_devices::virtio::DiskWrite as DeviceWrite;
+use evertwin_replicator::machine::{
+    Capture, DiskPosition, DiskWrite, Identity, InboundFrame, Machine as Replicated, MachineError,
+    MemoryRegion,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::checkpoint::{self, VmState};
+use crate::kvm::{DirtyLog, cpuid_digest};
+use crate::machine::{Error, Machine, PausePhases, Stopwatch, lock};
+use crate::memory::{self, PAGE_SIZE};
+use crate::page_set::PageSet;
+
+/// A machine with what replication needs around it.
+#[derive(Debug)]
+pub struct Twin {
+    machine: Machine,
+    dirty_log: DirtyLog,
+    /// Pages harvested from all sources, and those of failed epochs (I5).
+    dirty: PageSet,
+    /// Standby: the state that promotion restores.
+    standing: Option<VmState>,
+    last_pause: PausePhases,
+}
+
+impl Twin {
+    /// Wraps a machine that has not run yet; its output is held from here on.
+    pub fn new(machine: Machine) -> Self {
+        machine.gate().hold();
+        Self {
+            dirty_log: DirtyLog::new(machine.vm()),
+            dirty: PageSet::new(&memory::region_list(machine.memory())),
+            standing: None,
+            last_pause: PausePhases::default(),
+            machine,
+        }
+    }
+
+    /// The machine inside.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// How long the phases of the last capture took.
+    pub fn last_pause(&self) -> PausePhases {
+        self.last_pause
+    }
+
+    /// The part of an epoch's end during which the guest stands still. Everything that can
+    /// fail comes before the harvest is handed out, so a failure loses no page (I5).
+    fn capture_paused(
+        &mut self,
+        epoch: u64,
+        into: &mut Capture,
+        phases: &mut PausePhases,
+    ) -> Result<(), Error> {
+        let mut paused = self.machine.pause(phases)?;
+        let mut watch = Stopwatch::start();
+        let state = self.machine.save(&mut paused)?;
+        checkpoint::encode(&state, &mut into.state)?;
+        phases.capture = watch.lap();
+        harvest(&self.machine, &mut self.dirty_log, &mut self.dirty)?;
+        self.dirty.drain_into(&mut into.pages);
+        phases.harvest = watch.lap();
+        // Resized without clearing first: that would zero the whole buffer every time.
+        into.bytes.resize(into.pages.len() * PAGE_SIZE as usize, 0);
+        copy_pages(self.machine.memory(), &into.pages, &mut into.bytes);
+        phases.copy = watch.lap();
+        into.disk_writes.clear();
+        for device in &mut paused.devices {
+            let writes = device.take_disk_writes();
+            into.disk_writes.extend(writes.into_iter().map(from_device));
+        }
+        self.machine.gate().seal(epoch);
+        self.machine.inbound().seal(epoch);
+        drop(paused);
+        phases.resume = watch.lap();
+        Ok(())
+    }
+
+    fn set_tracking(&mut self, on: bool) -> Result<(), Error> {
+        for device in self.machine.devices() {
+            let mut device = lock(device);
+            device.record_disk_writes(on);
+            device.take_disk_writes();
+        }
+        self.machine.inbound().record(on);
+        if on {
+            self.dirty_log.start(self.machine.vm())?;
+        } else {
+            self.dirty_log.stop(self.machine.vm())?;
+        }
+        // All memory is sent after this (or none is): what was dirty no longer matters.
+        for region in self.machine.memory().iter() {
+            region.deref().bitmap().reset();
+        }
+        self.dirty.drain_into(&mut Vec::new());
+        Ok(())
+    }
+}
+
+/// Adds everything written since the last harvest: KVM's log, and what the devices wrote
+/// (I6).
+fn harvest(machine: &Machine, log: &mut DirtyLog, dirty: &mut PageSet) -> Result<(), Error> {
+    // Breaks I5 on purpose: the log is read and forgotten.
+    fail::fail_point!("harvest::drop", |_| Ok(log.read(machine.vm(), |_, _| {})?));
+    log.read(machine.vm(), |first, bitmap| dirty.merge(first, bitmap))?;
+    fail::fail_point!("harvest::skip_vmm_writes", |_| Ok(()));
+    for region in machine.memory().iter() {
+        let first = region.start_addr().0 / PAGE_SIZE;
+        dirty.merge(first, &region.deref().bitmap().get_and_reset());
+    }
+    Ok(())
+}
+
+/// Copies `pages` into `bytes`, which has room for exactly them.
+fn copy_pages(memory: &GuestMemory, pages: &[u64], bytes: &mut [u8]) {
+    for (page, bytes) in pages.iter().zip(bytes.chunks_exact_mut(PAGE_SIZE as usize)) {
+        let address = GuestAddress(page * PAGE_SIZE);
+        if let Err(error) = memory.read_slice(bytes, address) {
+            // Page numbers come from this RAM's own bitmaps or layout.
+            tracing::error!(page, %error, "a page outside RAM was to be read");
+        }
+    }
+}
+
+fn from_device(write: DeviceWrite) -> DiskWrite {
+    let DeviceWrite { disk, offset, data } = write;
+    DiskWrite { disk, offset, data }
+}
+
+fn from_device_frame(frame: DeviceFrame) -> InboundFrame {
+    let DeviceFrame { card, epoch, bytes } = frame;
+    InboundFrame { card, epoch, bytes }
+}
+
+fn to_device(frame: InboundFrame) -> DeviceFrame {
+    let InboundFrame { card, epoch, bytes } = frame;
+    DeviceFrame { card, epoch, bytes }
+}
+
+fn failed(error: impl Into<Error>) -> MachineError {
+    MachineError::new(error.into())
+}
+
+fn outside(page: u64) -> MachineError {
+    MachineError::new(format!("page {page:#x} lies outside the guest's memory"))
+}
+
+impl Replicated for Twin {
+    fn identity(&self) -> Identity {
+        let regions = memory::region_list(self.machine.memory());
+        Identity {
+            vm: self.machine.config().name.clone(),
+            memory: regions
+                .into_iter()
+                .map(|(start, len)| MemoryRegion { start, len })
+                .collect(),
+            devices: self.machine.device_digest(),
+            cpu: cpuid_digest(self.machine.vm().cpuid()),
+        }
+    }
+
+    fn boot(&mut self) -> Result<(), MachineError> {
+        self.machine.boot().map_err(failed)
+    }
+
+    fn hold_output(&mut self) {
+        self.machine.gate().hold();
+    }
+
+    fn open_output(&mut self) {
+        self.machine.gate().open();
+    }
+
+    fn release_through(&mut self, epoch: u64) {
+        self.machine.gate().release_through(epoch);
+    }
+
+    fn start_tracking(&mut self) -> Result<(), MachineError> {
+        self.set_tracking(true).map_err(failed)
+    }
+
+    fn stop_tracking(&mut self) {
+        if let Err(error) = self.set_tracking(false) {
+            tracing::warn!(%error, "dirty logging could not be turned off; the guest goes on, slower");
+        }
+    }
+
+    fn harvest_live(&mut self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
+        harvest(&self.machine, &mut self.dirty_log, &mut self.dirty).map_err(failed)?;
+        self.dirty.drain_into(pages);
+        Ok(())
+    }
+
+    fn read_disks(
+        &mut self,
+        from: DiskPosition,
+        limit: usize,
+        writes: &mut Vec<DiskWrite>,
+    ) -> Result<Option<DiskPosition>, MachineError> {
+        let mut next = None;
+        for (index, device) in self.machine.devices().iter().enumerate().skip(from.device) {
+            let offset = if index == from.device { from.offset } else { 0 };
+            let contents = lock(device)
+                .next_disk_contents(offset, limit)
+                .map_err(MachineError::new)?;
+            if let Some(piece) = contents {
+                next = Some(DiskPosition {
+                    device: index,
+                    offset: piece.offset + piece.data.len() as u64,
+                });
+                writes.push(from_device(piece));
+                break;
+            }
+        }
+        // After the contents: where both have the same blocks, these are not older.
+        for device in self.machine.devices() {
+            let live = lock(device).take_disk_writes();
+            writes.extend(live.into_iter().map(from_device));
+        }
+        Ok(next)
+    }
+
+    fn read_pages(&self, pages: &[u64], into: &mut Vec<u8>) {
+        let old = into.len();
+        into.resize(old + pages.len() * PAGE_SIZE as usize, 0);
+        copy_pages(self.machine.memory(), pages, &mut into[old..]);
+    }
+
+    fn capture(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
+        let mut phases = PausePhases::default();
+        self.capture_paused(epoch, into, &mut phases)
+            .map_err(failed)?;
+        self.last_pause = phases;
+        let us = |time: Duration| time.as_secs_f64() * 1e6;
+        tracing::debug!(
+            target: "evertwin::epoch",
+            epoch,
+            pages = into.pages.len(),
+            state_bytes = into.state.len(),
+            kick_us = us(phases.kick),
+            quiesce_us = us(phases.quiesce),
+            harvest_us = us(phases.harvest),
+            capture_us = us(phases.capture),
+            copy_us = us(phases.copy),
+            resume_us = us(phases.resume),
+            pause_us = us(phases.total()),
+            "epoch captured"
+        );
+        Ok(())
+    }
+
+    fn redirty(&mut self, pages: &[u64]) {
+        for page in pages {
+            self.dirty.insert(*page);
+        }
+    }
+
+    fn fence(&mut self) {
+        self.machine.halt();
+    }
+
+    fn store_pages(&mut self, pages: &[u64], bytes: &[u8]) -> Result<(), MachineError> {
+        for (page, bytes) in pages.iter().zip(bytes.chunks_exact(PAGE_SIZE as usize)) {
+            let address = page.checked_mul(PAGE_SIZE).ok_or_else(|| outside(*page))?;
+            self.machine
+                .memory()
+                .write_slice(bytes, GuestAddress(address))
+                .map_err(|_| outside(*page))?;
+        }
+        Ok(())
+    }
+
+    fn clear_disks(&mut self) -> Result<(), MachineError> {
+        self.machine
+            .devices()
+            .iter()
+            .try_for_each(|device| lock(device).clear_disk())
+            .map_err(|e| MachineError::new(format!("a disk can't be cleared for the copy: {e}")))
+    }
+
+    fn write_disks(&mut self, writes: &[DiskWrite]) -> Result<(), MachineError> {
+        fail::fail_point!("disk::skip_apply", |_| Ok(()));
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let writes: Vec<_> = writes
+            .iter()
+            .map(|write| DeviceWrite {
+                disk: write.disk,
+                offset: write.offset,
+                data: write.data.clone(),
+            })
+            .collect();
+        // Each disk takes the writes that carry its number.
+        self.machine
+            .devices()
+            .iter()
+            .try_for_each(|device| lock(device).apply_disk_writes(&writes))
+            .map_err(|e| MachineError::new(format!("disk writes can't be repeated here: {e}")))
+    }
+
+    fn zero_pages(&mut self, pages: &[u64]) -> Result<(), MachineError> {
+        let mut now = [0; PAGE_SIZE as usize];
+        for page in pages {
+            let address = page.checked_mul(PAGE_SIZE).ok_or_else(|| outside(*page))?;
+            let address = GuestAddress(address);
+            let memory = self.machine.memory();
+            memory
+                .read_slice(&mut now, address)
+                .map_err(|_| outside(*page))?;
+            // A page that was never written costs the host nothing: keep it so.
+            if now.iter().any(|byte| *byte != 0) {
+                memory
+                    .write_slice(&[0; PAGE_SIZE as usize], address)
+                    .map_err(|_| outside(*page))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
+        self.standing = Some(checkpoint::decode(state).map_err(failed)?);
+        self.write_disks(disk_writes)
+    }
+
+    fn promote(&mut self, inbound: Vec<InboundFrame>) -> Result<(), MachineError> {
+        let state = self
+            .standing
+            .take()
+            .ok_or_else(|| MachineError::new("no committed state to promote"))?;
+        // Before the devices move: what has come in since is newer.
+        let inbound: Vec<_> = inbound.into_iter().map(to_device).collect();
+        for device in self.machine.devices() {
+            lock(device).receive_again(&inbound);
+        }
+        self.machine.restore(state).map_err(failed)?;
+        for device in self.machine.devices() {
+            lock(device).announce();
+        }
+        Ok(())
+    }
+
+    fn take_inbound(&mut self) -> Vec<InboundFrame> {
+        let frames = self.machine.inbound().take();
+        frames.into_iter().map(from_device_frame).collect()
+    }
+
+    fn inbound_waiting(&self) -> RawFd {
+        self.machine.inbound().waiting()
+    }
+
+    fn output_waiting(&self) -> RawFd {
+        self.machine.gate().waiting().as_raw_fd()
+    }
+
+    fn exited(&self) -> RawFd {
+        self.machine.exit().event().as_raw_fd()
+    }
+
+    fn failure(&self) -> Option<MachineError> {
+        self.machine.failure().map(MachineError::new)
+    }
+}
