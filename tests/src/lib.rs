@@ -1,1 +1,10 @@
-//! End-to-end test harness: hosts in network namespaces, clients and judges.
+//! The harness of the end-to-end tests: real `evertwin` processes on hosts made of network namespaces.
+//!
+//! The tests need root, `/dev/kvm` and the tools that `make deps` installs. Nothing is skipped where one of them is
+//! missing: the test fails and says what is missing. Helpers panic, since each panic is a failed test.
+
+pub mod kernel;
+pub mod lab;
+pub mod proxy;
+pub mod seed;
+pub mod stage;

@@ -1,0 +1,40 @@
+# Evertwin: build, test, show and measure. `make help` lists the targets.
+CARGO ?= cargo
+TRIPLE := x86_64-unknown-linux-gnu
+EVERTWIN := target/$(TRIPLE)/release/evertwin
+
+.PHONY: help build test demo bench lint fmt sabotage deps clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+
+build: ## the evertwin binary, static, in target/x86_64-unknown-linux-gnu/release
+	$(CARGO) build --release --locked --package evertwin
+
+test: ## formatting, lints, unit tests and end-to-end tests (root and /dev/kvm)
+	@tests/run-all
+
+demo: build ## a guest keeps its TCP connection while its primary is killed (30 s)
+	@$(EVERTWIN) demo
+
+bench: build ## the figures: pause, delay, blackout, boot
+	$(CARGO) run --release --locked --package evertwin-benches
+
+lint: ## formatting and lints only
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	cd guest-images/pico && $(CARGO) fmt --check && $(CARGO) clippy --locked -- -D warnings
+
+fmt: ## format everything
+	$(CARGO) fmt --all
+	cd guest-images/pico && $(CARGO) fmt
+
+sabotage: ## break each invariant on purpose and see the tests find it
+	@tests/sabotage
+
+deps: ## install from Debian what the tests need and this machine lacks (root)
+	@tests/install-deps
+
+clean: ## remove everything that was built
+	$(CARGO) clean
+	cd guest-images/pico && $(CARGO) clean

@@ -1,0 +1,37 @@
+//! Kernels of a few bytes, right and wrong ones.
+
+/// Where the code of [`elf`] is loaded and entered.
+pub const LOAD_ADDRESS: u64 = 0x20_0000;
+
+const HEADER: u64 = 64;
+const PROGRAM_HEADER: u64 = 56;
+
+/// A 64-bit ELF kernel with one segment that holds `code`, entered at its first byte.
+#[must_use]
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    let length = code.len() as u64;
+    let start = HEADER + PROGRAM_HEADER;
+    let mut image = Vec::new();
+    // ELF64 header: class 64, little-endian, version 1, ET_EXEC, EM_X86_64.
+    image.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0");
+    image.extend_from_slice(&LOAD_ADDRESS.to_le_bytes());
+    image.extend_from_slice(&HEADER.to_le_bytes());
+    image.extend_from_slice(&[0; 12]);
+    for half in [HEADER as u16, PROGRAM_HEADER as u16, 1, 0, 0, 0] {
+        image.extend_from_slice(&half.to_le_bytes());
+    }
+    // One PT_LOAD, readable, writable and executable.
+    image.extend_from_slice(&[1, 0, 0, 0, 7, 0, 0, 0]);
+    for word in [start, LOAD_ADDRESS, LOAD_ADDRESS, length, length, 0x1000] {
+        image.extend_from_slice(&word.to_le_bytes());
+    }
+    image.extend_from_slice(code);
+    image
+}
+
+/// Code that writes `byte` to an I/O port and halts: `mov dx, port; mov al, byte; out dx, al; hlt; jmp $-1`.
+#[must_use]
+pub fn out_and_halt(port: u16, byte: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, byte, 0xee, 0xf4, 0xeb, 0xfd]
+}

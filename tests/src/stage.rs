@@ -1,0 +1,129 @@
+//! A protected pair in a test's lab.
+
+use std::time::Duration;
+
+use evertwin::lab::client::{Load, LoadOptions, Verdict};
+use evertwin::lab::pair::{Pair, PairConfig};
+use evertwin::lab::process::Process;
+use evertwin::lab::topology::{GUEST_KV, Node};
+
+use crate::lab::{STEP, TestLab, evertwin_binary};
+
+/// A pair and the lab it lives in.
+#[derive(Debug)]
+pub struct Stage {
+    /// The pair; dropped, and with it the twins, before the lab's directory goes.
+    pub pair: Pair,
+    /// The lab.
+    pub lab: TestLab,
+}
+
+impl Stage {
+    /// Sets up a pair; starts nothing.
+    ///
+    /// # Panics
+    /// If the files can't be written.
+    #[must_use]
+    pub fn new(config: &PairConfig) -> Self {
+        let lab = TestLab::new();
+        let pair = Pair::new(
+            lab.topology.clone(),
+            &evertwin_binary(),
+            lab.directory(),
+            config,
+        );
+        Self {
+            pair: pair.unwrap_or_else(|error| panic!("{error}")),
+            lab,
+        }
+    }
+
+    /// Sets up a pair and waits until it is protected and its guest is ready.
+    ///
+    /// # Panics
+    /// If it does not get there in time.
+    #[must_use]
+    pub fn protected(config: &PairConfig) -> Self {
+        let mut stage = Self::new(config);
+        stage
+            .pair
+            .start_protected(STEP)
+            .unwrap_or_else(|error| panic!("{error}"));
+        stage
+            .twin(Node::A)
+            .wait_for_console("ready", STEP)
+            .unwrap_or_else(|error| panic!("{error}"));
+        stage
+    }
+
+    /// A twin.
+    pub fn twin(&mut self, node: Node) -> &mut Process {
+        self.pair.twin(node)
+    }
+
+    /// Waits for a log event of a twin.
+    ///
+    /// # Panics
+    /// If it does not come in time.
+    pub fn wait_for(&mut self, node: Node, event: &str) {
+        self.twin(node)
+            .wait_for_event(event, STEP)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Starts a judging client on one connection.
+    ///
+    /// # Panics
+    /// If the guest does not accept the connection.
+    #[must_use]
+    pub fn load(&self, options: LoadOptions) -> Load {
+        let stream = self
+            .pair
+            .topology
+            .client
+            .connect(GUEST_KV, STEP)
+            .unwrap_or_else(|error| panic!("{error}"));
+        Load::start(stream, options).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// Waits until `more` further writes have been acknowledged.
+///
+/// # Panics
+/// If the connection breaks or the answers don't come in time.
+pub fn wait_for_more(load: &Load, more: u64) {
+    let target = load.progress().acked + more;
+    let came = load.wait_until(STEP, |seen| seen.acked >= target);
+    assert!(
+        came,
+        "{more} more acknowledgements did not come within {STEP:?}: {:?}",
+        load.progress()
+    );
+}
+
+/// Lets the load run for a while.
+///
+/// # Panics
+/// If the connection breaks meanwhile.
+pub fn run_for(load: &Load, time: Duration) {
+    assert!(
+        !load.wait_until(time, |seen| seen.broken.is_some()),
+        "{:?}",
+        load.progress()
+    );
+}
+
+/// Ends the load and demands a clean judgement.
+///
+/// # Panics
+/// If anything was lost, repeated or answered wrongly, or the connection broke.
+pub fn demand_clean(load: Load) -> Verdict {
+    let verdict = load.finish();
+    assert!(
+        verdict.is_clean(),
+        "{} {:?}",
+        verdict.summary(),
+        verdict.progress
+    );
+    verdict
+}

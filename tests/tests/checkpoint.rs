@@ -1,0 +1,118 @@
+//! A VM carried through a thousand processes, in mid-workload, loses nothing (I3, I6, I7, I8).
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const MEMORY_MIB: &str = "32";
+
+/// What the guest of a journey says about itself on its console.
+struct Journey {
+    console: String,
+    hops: usize,
+}
+
+/// Boots `cmdline` and carries it through `hops` processes.
+fn journey(cmdline: &str, hops: usize, disk: Option<&Path>) -> Journey {
+    let directory = tempfile::tempdir().expect("a directory");
+    let console = directory.path().join("console");
+    let mut random = evertwin_tests::seed::generator();
+    let mut checkpoint = Vec::new();
+    for hop in 0..=hops {
+        let run_ms = random.u64(0..12).to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hop"));
+        command
+            .arg(if hop == 0 { "boot" } else { "resume" })
+            .args([MEMORY_MIB, if hop == 0 { "300" } else { &run_ms }])
+            .arg(&console)
+            .arg(cmdline)
+            .args(disk);
+        checkpoint = pass_through(command, &checkpoint, hop);
+    }
+    Journey {
+        console: std::fs::read_to_string(&console).expect("the guest's console"),
+        hops,
+    }
+}
+
+fn pass_through(mut command: Command, input: &[u8], hop: usize) -> Vec<u8> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("hop starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // A hop that fails early closes its end; its own message is the one to show.
+            let _ = stdin.write_all(input);
+        });
+        child.wait_with_output().expect("hop ends")
+    });
+    assert!(
+        output.status.success() && !output.stdout.is_empty(),
+        "hop {hop} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+impl Journey {
+    /// The values of `key=` in the guest's reports, in order.
+    fn values(&self, key: &str) -> Vec<u64> {
+        let reports = self.console.split_whitespace();
+        reports
+            .filter_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+            .collect()
+    }
+
+    /// The guest booted once, never found an error, and its `key` only grew, up to now.
+    fn assert_unbroken(&self, key: &str) {
+        let console = &self.console;
+        assert_eq!(console.matches("pico: ready").count(), 1, "{console}");
+        // The guest checks its own memory, disk and clock.
+        let troubled = console.contains("PANIC") || console.contains("WARNING");
+        assert!(!troubled, "{console}");
+        let errors = self.values("errors");
+        assert!(
+            !errors.is_empty() && errors.iter().all(|e| *e == 0),
+            "{console}"
+        );
+        let values = self.values(key);
+        assert!(
+            values.is_sorted() && values.first() < values.last(),
+            "{console}"
+        );
+        println!(
+            "{} processes, {} reports, {key} from {:?} to {:?}",
+            self.hops,
+            values.len(),
+            values.first(),
+            values.last()
+        );
+    }
+}
+
+#[test]
+fn dirty_memory_survives_a_thousand_processes() {
+    let journey = journey(
+        "workload=dirty pages=256 period_us=500 pattern=random",
+        1000,
+        None,
+    );
+    journey.assert_unbroken("rounds");
+}
+
+#[test]
+fn a_computation_survives_a_hundred_processes() {
+    journey("workload=cpu work=100000", 100, None).assert_unbroken("total");
+}
+
+#[test]
+fn a_disk_under_work_survives_four_hundred_processes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = directory.path().join("disk");
+    std::fs::write(&disk, vec![0; 256 << 10]).expect("a disk");
+    journey("workload=disk", 400, Some(&disk)).assert_unbroken("rounds");
+}
