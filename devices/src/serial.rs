@@ -17,8 +17,6 @@ use crate::gate::{OutputGate, SinkId, Submit};
 pub const COM1_PORT: u64 = 0x3f8;
 /// Number of ports.
 pub const PORTS: u64 = 8;
-/// Interrupt line of COM1.
-pub const COM1_IRQ: u32 = 4;
 /// Most input bytes kept for a guest that doesn't read.
 pub const INPUT_BACKLOG_BYTES: usize = 4096;
 

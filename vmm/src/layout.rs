@@ -16,8 +16,6 @@ pub const LAST_GSI: u32 = 23;
 
 /// The serial port's interrupt line (COM1).
 pub const SERIAL_GSI: u32 = 4;
-/// COM1.
-pub const SERIAL_PORT: u64 = 0x3F8;
 
 /// KVM's private pages for real-mode emulation on VMX hosts.
 pub const TSS_ADDRESS: usize = 0xFFFB_D000;

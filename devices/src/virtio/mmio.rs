@@ -16,8 +16,6 @@ use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::inbound::InboundFrame;
 
-/// Length of a device's register range, in bytes.
-pub const MMIO_BYTES: u64 = 0x1000;
 /// Offset of the register that notifies a queue.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
