@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use evertwin::config::{KernelSource, VmConfig};
+use evertwin::config::{AfterEnd, KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin_tests::lab::{STEP, TestLab};
 
@@ -78,6 +78,9 @@ fn bare_machine() -> Duration {
         initrd: None,
         cmdline: String::new(),
         memory: 128 << 20,
+        vcpus: 1,
+        on_reboot: AfterEnd::Exit,
+        on_panic: AfterEnd::Exit,
         disks: vec![],
         nets: vec![],
     };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evertwin::config::{KernelSource, VmConfig};
+use evertwin::config::{AfterEnd, KernelSource, VmConfig};
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::Node;
 use evertwin::machine::{ConsoleOutput, Machine};
@@ -76,6 +76,9 @@ fn floor() -> Samples {
         initrd: None,
         cmdline: WORKLOAD.into(),
         memory: 128 << 20,
+        vcpus: 1,
+        on_reboot: AfterEnd::Exit,
+        on_panic: AfterEnd::Exit,
         disks: vec![],
         nets: vec![],
     };

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
@@ -24,7 +25,7 @@ const PVPANIC_PANICKED: u8 = 1 << 0;
 const PVPANIC_SHUTDOWN: u8 = 1 << 2;
 
 /// How a guest ended itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum GuestExit {
     /// It pulsed the reset line.
@@ -67,6 +68,13 @@ impl ExitSignal {
     /// How the guest ended, if it has.
     pub fn get(&self) -> Option<GuestExit> {
         GuestExit::from_code(self.code.load(Ordering::Acquire))
+    }
+
+    /// Forgets an exit that has been dealt with, so that the next one is reported.
+    pub fn rearm(&self) {
+        // Empty if nothing was raised.
+        let _ = self.event.read();
+        self.code.store(0, Ordering::Release);
     }
 
     /// Reports an exit; later reports change nothing.
@@ -169,6 +177,11 @@ mod tests {
         assert_eq!(exit.get(), Some(GuestExit::Panicked));
         I8042Reset(exit.clone()).write(0, &[0xfe]);
         assert_eq!(exit.get(), Some(GuestExit::Panicked));
+        exit.rearm();
+        assert_eq!(exit.get(), None);
+        assert!(exit.event().read().is_err());
+        I8042Reset(exit.clone()).write(0, &[0xfe]);
+        assert_eq!(exit.get(), Some(GuestExit::Reset));
 
         let exit = ExitSignal::new().unwrap();
         PvPanic(exit.clone()).write(0, &[0b100]);

@@ -8,6 +8,7 @@ pub mod console;
 pub mod gate;
 pub mod inbound;
 pub mod legacy;
+pub mod power;
 pub mod serial;
 pub mod virtio;
 

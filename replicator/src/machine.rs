@@ -244,9 +244,16 @@ pub trait Machine: Send {
     /// replicator polls it and reads it.
     fn output_waiting(&self) -> RawFd;
 
-    /// A descriptor that becomes readable, and stays so, when the guest has ended (reset,
-    /// shutdown or panic) or this host can't go on with it.
+    /// A descriptor that becomes readable when the guest has ended (reset, shutdown or panic)
+    /// or this host can't go on with it.
     fn exited(&self) -> RawFd;
+
+    /// Acts on the guest's end: true if the guest was booted again and goes on as the same VM,
+    /// false if this is the end.
+    ///
+    /// # Errors
+    /// When it should be booted again and can't be; its twin may be able to.
+    fn after_guest_exit(&mut self) -> Result<bool, MachineError>;
 
     /// Why this host can't go on with the guest, if so. Its twin may: it is not the guest's
     /// own end.

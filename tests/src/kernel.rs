@@ -35,3 +35,19 @@ pub fn out_and_halt(port: u16, byte: u8) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();
     vec![0x66, 0xba, low, high, 0xb0, byte, 0xee, 0xf4, 0xeb, 0xfd]
 }
+
+/// Code that writes the number of its boot (a digit) to the serial port and resets the machine
+/// through ACPI's reset register, until it was booted `boots` times: then it powers off.
+#[must_use]
+pub fn reset_until(boots: u8) -> Vec<u8> {
+    // The counter lies in memory that no boot writes: `inc dword [0x300000]; mov eax, [0x300000]`.
+    let mut code = vec![0xff, 0x04, 0x25, 0, 0, 0x30, 0];
+    code.extend([0x8b, 0x04, 0x25, 0, 0, 0x30, 0]);
+    // `add al, '0'; mov dx, 0x3f8; out dx, al; cmp al, '0' + boots; jae past the reset`.
+    code.extend([0x04, b'0', 0x66, 0xba, 0xf8, 0x03, 0xee, 0x3c, b'0' + boots]);
+    let reset = out_and_halt(0x602, 1);
+    code.extend([0x73, reset.len() as u8]);
+    code.extend(reset);
+    code.extend(out_and_halt(0x600, 0x34));
+    code
+}

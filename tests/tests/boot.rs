@@ -1,14 +1,15 @@
 //! Booting and ending a plain microVM.
 
-use evertwin_tests::kernel::{elf, out_and_halt};
+use evertwin_tests::kernel::{elf, out_and_halt, reset_until};
 use evertwin_tests::lab::{STEP, TestLab};
 
 /// Runs a kernel of a few bytes to its end and returns the exit code.
-fn exit_code_of(code: &[u8]) -> Option<i32> {
+fn exit_code_of(code: &[u8], options: &[&str]) -> Option<i32> {
     let lab = TestLab::new();
     std::fs::write(lab.path("kernel"), elf(code)).unwrap();
-    let (status, log) =
-        lab.evertwin_to_end("vm", &["run", "--kernel", "kernel", "--memory", "16M"]);
+    let mut arguments = vec!["run", "--kernel", "kernel", "--memory", "16M"];
+    arguments.extend(options);
+    let (status, log) = lab.evertwin_to_end("vm", &arguments);
     println!("{status} {log:?}");
     status.code()
 }
@@ -33,19 +34,57 @@ fn pico_says_that_it_is_ready() {
 }
 
 #[test]
-fn a_guest_reset_ends_the_process_with_success() {
+fn a_guest_reset_can_end_the_process_with_success() {
+    let exit = ["--on-reboot", "exit"];
     // i8042 command port: pulse the reset line.
-    assert_eq!(exit_code_of(&out_and_halt(0x64, 0xfe)), Some(0));
+    assert_eq!(exit_code_of(&out_and_halt(0x64, 0xfe), &exit), Some(0));
+    // ACPI's reset register.
+    assert_eq!(exit_code_of(&out_and_halt(0x602, 1), &exit), Some(0));
+}
+
+#[test]
+fn a_guest_reset_boots_the_guest_again_in_the_same_process() {
+    let lab = TestLab::new();
+    std::fs::write(lab.path("kernel"), elf(&reset_until(3))).unwrap();
+    let vcpus = ["1", "4"];
+    for vcpus in vcpus {
+        let arguments = [
+            "run", "--kernel", "kernel", "--memory", "16M", "--vcpus", vcpus,
+        ];
+        let mut vm = lab.evertwin("vm", arguments);
+        // Each boot writes its number.
+        vm.wait_for_console("123", STEP).unwrap();
+        let status = vm.wait_for_exit(STEP).unwrap();
+        assert_eq!(status.code(), Some(0));
+    }
 }
 
 #[test]
 fn a_guest_shutdown_ends_the_process_with_success() {
-    assert_eq!(exit_code_of(&out_and_halt(0x505, 1 << 2)), Some(0));
+    assert_eq!(exit_code_of(&out_and_halt(0x505, 1 << 2), &[]), Some(0));
+    // ACPI's sleep control register: soft off.
+    assert_eq!(exit_code_of(&out_and_halt(0x600, 0x34), &[]), Some(0));
 }
 
 #[test]
-fn a_guest_panic_ends_the_process_with_101() {
-    assert_eq!(exit_code_of(&out_and_halt(0x505, 1)), Some(101));
+fn a_guest_panic_ends_the_process_with_101_or_as_configured() {
+    assert_eq!(exit_code_of(&out_and_halt(0x505, 1), &[]), Some(101));
+    let lab = TestLab::new();
+    std::fs::write(lab.path("kernel"), elf(&out_and_halt(0x505, 1))).unwrap();
+    let arguments = [
+        "run",
+        "--kernel",
+        "kernel",
+        "--memory",
+        "16M",
+        "--on-panic",
+        "restart",
+    ];
+    let (status, log) = lab.evertwin_to_end("vm", &arguments);
+    let again = log.iter().filter(|line| line.contains("booting it again"));
+    assert_eq!(again.count(), 9, "{log:?}");
+    // It never got anywhere, so it is given up.
+    assert_eq!(status.code(), Some(101), "{log:?}");
 }
 
 #[test]

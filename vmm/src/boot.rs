@@ -57,18 +57,28 @@ pub enum BootError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryPoint(u64);
 
+/// What to boot.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
+    /// The kernel.
+    pub kernel: &'a KernelSource,
+    /// Initial RAM disk.
+    pub initrd: Option<&'a Path>,
+    /// Kernel command line.
+    pub cmdline: &'a str,
+    /// The same with the devices on it, for kernels that may know no ACPI.
+    pub cmdline_with_devices: &'a str,
+    /// Address of the ACPI root pointer.
+    pub acpi: u64,
+}
+
 /// Loads kernel, initrd, command line and boot parameters into `memory`.
 ///
 /// # Errors
 /// Files that are missing, no kernel, or too large for the guest.
-pub fn load(
-    memory: &GuestMemory,
-    kernel: &KernelSource,
-    initrd: Option<&Path>,
-    cmdline: &str,
-) -> Result<EntryPoint, BootError> {
+pub fn load(memory: &GuestMemory, guest: Guest<'_>) -> Result<EntryPoint, BootError> {
     let ram = memory.iter().map(|r| r.len()).sum();
-    let loaded = match kernel {
+    let loaded = match guest.kernel {
         KernelSource::Pico => load_kernel(
             memory,
             &mut Cursor::new(evertwin_guest_images::PICO),
@@ -77,8 +87,12 @@ pub fn load(
         )?,
         KernelSource::File(path) => load_kernel(memory, &mut open("kernel", path)?, path, ram)?,
     };
-    let mut header = loaded.setup_header.unwrap_or_else(elf_header);
-    if let Some(path) = initrd {
+    // Distributions' kernels come as bzImages and read ACPI; a bare ELF may be of any kind.
+    let (mut header, cmdline) = match loaded.setup_header {
+        Some(header) => (header, guest.cmdline),
+        None => (elf_header(), guest.cmdline_with_devices),
+    };
+    if let Some(path) = guest.initrd {
         let (address, size) = load_initrd(memory, path, loaded.kernel_end, ram)?;
         header.ramdisk_image = address;
         header.ramdisk_size = size;
@@ -87,7 +101,7 @@ pub fn load(
     header.cmd_line_ptr = layout::CMDLINE as u32;
     header.cmdline_size = cmdline.len() as u32;
     header.type_of_loader = 0xFF;
-    write_zero_page(memory, header, ram)?;
+    write_zero_page(memory, header, ram, guest.acpi)?;
     write_gdt_and_page_tables(memory).map_err(|_| BootError::NoRoom {
         what: "boot data",
         ram,
@@ -229,25 +243,34 @@ fn load_cmdline(memory: &GuestMemory, text: &str) -> Result<(), BootError> {
     loader::load_cmdline(memory, GuestAddress(layout::CMDLINE), &cmdline).map_err(|e| wrong(&e))
 }
 
-fn write_zero_page(memory: &GuestMemory, hdr: setup_header, ram: u64) -> Result<(), BootError> {
-    const E820_RAM: u32 = 1;
+fn write_zero_page(
+    memory: &GuestMemory,
+    hdr: setup_header,
+    ram: u64,
+    acpi: u64,
+) -> Result<(), BootError> {
+    // ACPI 6.5, 15: address range types.
+    const RAM: u32 = 1;
+    const RESERVED: u32 = 2;
     let mut params = boot_params {
         hdr,
+        acpi_rsdp_addr: acpi,
         ..Default::default()
     };
     let low_end = ram.min(layout::HOLE_START);
     let mut map = vec![
-        (0, layout::LOW_RAM_END),
-        (layout::HIGH_RAM, low_end - layout::HIGH_RAM),
+        (0, layout::LOW_RAM_END, RAM),
+        (layout::ACPI, layout::ACPI_END - layout::ACPI, RESERVED),
+        (layout::HIGH_RAM, low_end - layout::HIGH_RAM, RAM),
     ];
     if ram > low_end {
-        map.push((layout::HOLE_END, ram - low_end));
+        map.push((layout::HOLE_END, ram - low_end, RAM));
     }
-    for (entry, (addr, size)) in params.e820_table.iter_mut().zip(&map) {
+    for (entry, (addr, size, kind)) in params.e820_table.iter_mut().zip(&map) {
         *entry = boot_e820_entry {
             addr: *addr,
             size: *size,
-            r#type: E820_RAM,
+            r#type: *kind,
         };
     }
     params.e820_entries = map.len() as u8;

@@ -4,11 +4,14 @@ mod codec;
 
 pub use codec::{decode, encode};
 
+use std::sync::Arc;
+
+use evertwin_devices::legacy::GuestExit;
 use evertwin_devices::serial::SerialState;
 use evertwin_devices::virtio::DeviceState;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::{KvmError, VcpuState, VmChipState};
+use crate::kvm::{KvmError, TscChange, VcpuState, VmChipState, host_tsc};
 use crate::machine::{Machine, Paused, lock};
 
 /// Why a state can't be saved or restored.
@@ -42,6 +45,10 @@ pub enum CheckpointError {
 pub struct VmState {
     vcpus: Vec<VcpuState>,
     chips: VmChipState,
+    /// The host's time stamp counter when all this was saved.
+    host_tsc: u64,
+    /// The guest has ended itself, and nobody has acted on it yet.
+    exit: Option<GuestExit>,
     serial: SerialState,
     devices: Vec<DeviceState>,
 }
@@ -55,6 +62,8 @@ impl Machine {
         Ok(VmState {
             vcpus: paused.take_vcpus(),
             chips: self.vm().save_chips()?,
+            host_tsc: host_tsc(),
+            exit: self.exit().get(),
             serial: paused.serial.save(),
             devices: paused.devices.iter().map(|device| device.save()).collect(),
         })
@@ -69,6 +78,8 @@ impl Machine {
         let VmState {
             vcpus,
             chips,
+            host_tsc,
+            exit,
             serial,
             devices,
         } = state;
@@ -82,6 +93,7 @@ impl Machine {
             )));
         }
         // The clock goes first: no vCPU may see time step back (I8).
+        self.vm().restore_clock(&chips)?;
         self.vm().restore_chips(&chips)?;
         let refused = |device: &str, reason: &dyn std::fmt::Display| CheckpointError::Device {
             device: device.into(),
@@ -97,14 +109,18 @@ impl Machine {
                 .restore(state)
                 .map_err(|e| refused(device.name(), &e))?;
         }
+        let tsc = TscChange::since(host_tsc);
         for (vcpu, state) in self.vcpus().iter().zip(vcpus) {
-            vcpu.restore(state)?;
+            vcpu.restore(Arc::new(state), tsc)?;
         }
         // Whatever was rung or raised around the capture may have been lost: ring and raise
         // everything again.
         lock(self.serial()).resume();
         for device in self.devices() {
             lock(device).resume();
+        }
+        if let Some(exit) = exit {
+            self.exit().raise(exit);
         }
         Ok(self.run()?)
     }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig};
+use crate::config::{
+    self, AfterEnd, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
+};
 
 /// Virtual machines that survive the death of their host.
 ///
@@ -32,7 +34,8 @@ Examples:
   evertwin run vm.toml --node a         one twin of a protected VM (the other: --node b)
   evertwin run --kernel vmlinux --memory 512M \\
       --disk path=root.img --net tap=tap0,mac=52:54:00:12:34:56
-                                        a plain microVM; Ctrl-A x ends it
+                                        a plain microVM; Ctrl-A x ends it, Ctrl-A p asks
+                                        the guest to shut down
   evertwin run --kernel pico --cmdline 'workload=cpu' --memory 64M
                                         the guest that is built in";
 
@@ -49,7 +52,7 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a VM: a twin of a protected one from a file, or a plain one from options.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
     Demo,
 }
@@ -70,15 +73,20 @@ pub struct RunArgs {
     #[arg(long, requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line; devices are added to it.
-    #[arg(
-        long,
-        requires = "kernel",
-        default_value = "console=ttyS0 reboot=k panic=-1"
-    )]
+    #[arg(long, requires = "kernel", default_value = "console=ttyS0")]
     pub cmdline: String,
     /// RAM, for example 512M or 2G.
     #[arg(long, requires = "kernel", default_value = "256M")]
     pub memory: String,
+    /// Virtual CPUs, 1 to 8.
+    #[arg(long, requires = "kernel", default_value_t = 1)]
+    pub vcpus: u64,
+    /// What to do when the guest reboots.
+    #[arg(long, requires = "kernel", value_enum, default_value_t = AfterEnd::Restart)]
+    pub on_reboot: AfterEnd,
+    /// What to do when the guest's kernel panics; `exit` ends with code 101.
+    #[arg(long, requires = "kernel", value_enum, default_value_t = AfterEnd::Exit)]
+    pub on_panic: AfterEnd,
     /// A disk: path=FILE[,readonly]. May be given several times.
     #[arg(long, requires = "kernel", value_name = "path=FILE")]
     pub disk: Vec<String>,
@@ -105,6 +113,9 @@ impl RunArgs {
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             memory: config::parse_size(&self.memory)?,
+            vcpus: config::check_vcpus(self.vcpus)?,
+            on_reboot: self.on_reboot,
+            on_panic: self.on_panic,
             disks: disks.collect::<Result<Vec<DiskConfig>, _>>()?,
             nets: nets.collect::<Result<Vec<NetConfig>, _>>()?,
         };

@@ -4,11 +4,14 @@ mod file;
 mod parse;
 
 pub use file::load;
-pub use parse::{parse_disk, parse_mac, parse_net, parse_size};
+pub use parse::{check_vcpus, parse_disk, parse_mac, parse_net, parse_size};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Deserialize;
 
 /// A configuration that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,19 @@ pub struct NetConfig {
     pub mac: [u8; 6],
 }
 
+/// What to do with the VM when its guest has ended itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterEnd {
+    /// End the process.
+    Exit,
+    /// Boot the guest again.
+    Restart,
+}
+
+/// Most vCPUs of a VM.
+pub const MAX_VCPUS: u8 = 8;
+
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
@@ -84,6 +100,12 @@ pub struct VmConfig {
     pub cmdline: String,
     /// RAM in bytes.
     pub memory: u64,
+    /// Virtual CPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// When it resets itself.
+    pub on_reboot: AfterEnd,
+    /// When its kernel panics.
+    pub on_panic: AfterEnd,
     /// Disks, in order.
     pub disks: Vec<DiskConfig>,
     /// Network cards, in order.

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use evertwin_devices::power::PowerButton;
 use evertwin_devices::serial::Serial;
 
 use crate::machine::lock;
@@ -14,14 +15,20 @@ use crate::terminal::{EscapeKeys, Typed};
 pub(crate) struct ConsoleInput {
     serial: Arc<Mutex<Serial>>,
     stop: AskStop,
+    power_button: Arc<PowerButton>,
     keys: EscapeKeys,
 }
 
 impl ConsoleInput {
-    pub(crate) fn new(serial: Arc<Mutex<Serial>>, stop: AskStop) -> Self {
+    pub(crate) fn new(
+        serial: Arc<Mutex<Serial>>,
+        stop: AskStop,
+        power_button: Arc<PowerButton>,
+    ) -> Self {
         Self {
             serial,
             stop,
+            power_button,
             keys: EscapeKeys::default(),
         }
     }
@@ -43,6 +50,7 @@ impl MutEventSubscriber for ConsoleInput {
             }
             Ok(count) => match self.keys.feed(&buffer[..count]) {
                 Typed::Quit => self.stop.ask(),
+                Typed::PowerButton => self.power_button.press(),
                 Typed::Input(bytes) => {
                     lock(&self.serial).enqueue(&bytes);
                 }

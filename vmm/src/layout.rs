@@ -14,8 +14,20 @@ pub const FIRST_GSI: u32 = 5;
 /// The last line of the IOAPIC that a device may use.
 pub const LAST_GSI: u32 = 23;
 
+/// Start of the `index`th virtio device's window.
+pub fn virtio_window(index: usize) -> u64 {
+    MMIO_BASE + index as u64 * MMIO_STEP
+}
+
+/// The power button's interrupt line (COM2's on a PC).
+pub const POWER_BUTTON_GSI: u32 = 3;
 /// The serial port's interrupt line (COM1).
 pub const SERIAL_GSI: u32 = 4;
+
+/// Where KVM's IOAPIC and LAPICs answer (Intel SDM vol. 3, 11.4.1).
+pub const IOAPIC: u32 = 0xFEC0_0000;
+/// See [`IOAPIC`].
+pub const LAPIC: u32 = 0xFEE0_0000;
 
 /// KVM's private pages for real-mode emulation on VMX hosts.
 pub const TSS_ADDRESS: usize = 0xFFFB_D000;
@@ -40,5 +52,9 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End of conventional memory (start of the EBDA and legacy ROMs).
 pub const LOW_RAM_END: u64 = 0x9_FC00;
+/// ACPI tables, the root pointer first: the area where a PC's firmware keeps it (ACPI 6.5, 5.2.5.1).
+pub const ACPI: u64 = 0xE_0000;
+/// End of the room for ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
 /// Where kernels are loaded.
 pub const HIGH_RAM: u64 = 0x10_0000;

@@ -4,6 +4,7 @@
 //! monitor start at [`machine::Machine`] for a plain microVM and at [`run`] for a
 //! protected one.
 
+mod acpi;
 pub mod boot;
 pub mod checkpoint;
 pub mod cli;

@@ -2,8 +2,11 @@
 
 mod assemble;
 mod pause;
+mod reboot;
 
 pub use assemble::ConsoleOutput;
+#[cfg(test)]
+pub(crate) use assemble::MAX_DEVICES;
 pub use pause::{PausePhases, Paused};
 pub(crate) use pause::{Stopwatch, lock};
 
@@ -14,15 +17,18 @@ use evertwin_devices::GuestMemory;
 use evertwin_devices::gate::OutputGate;
 use evertwin_devices::inbound::InboundLog;
 use evertwin_devices::legacy::ExitSignal;
+use evertwin_devices::power::PowerButton;
 use evertwin_devices::serial::Serial;
 use evertwin_devices::virtio::Device;
 
+use crate::acpi;
 use crate::boot::{self, BootError};
 use crate::checkpoint::CheckpointError;
 use crate::config::VmConfig;
 use crate::event_loop::{EventLoop, EventLoopError};
 use crate::kvm::{KvmError, Vcpu, Vm};
 use crate::memory::MemoryError;
+use reboot::{Boots, PowerOn};
 
 /// Why a machine can't be made or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +75,10 @@ pub struct Machine {
     first_instruction: Arc<OnceLock<Instant>>,
     memory: Arc<GuestMemory>,
     config: VmConfig,
-    cmdline: String,
+    cmdline_with_devices: String,
+    power_button: Arc<PowerButton>,
+    power_on: Option<PowerOn>,
+    boots: Boots,
 }
 
 impl std::fmt::Debug for Machine {
@@ -86,12 +95,15 @@ impl Machine {
     /// # Errors
     /// The kernel can't be loaded, or a KVM call failed.
     pub fn boot(&mut self) -> Result<(), Error> {
-        let entry = boot::load(
-            &self.memory,
-            &self.config.kernel,
-            self.config.initrd.as_deref(),
-            &self.cmdline,
-        )?;
+        let acpi = acpi::write(&self.memory, self.config.vcpus, self.devices.len())?;
+        let guest = boot::Guest {
+            kernel: &self.config.kernel,
+            initrd: self.config.initrd.as_deref(),
+            cmdline: self.config.cmdline.trim(),
+            cmdline_with_devices: &self.cmdline_with_devices,
+            acpi,
+        };
+        let entry = boot::load(&self.memory, guest)?;
         if let Some(first) = self.vcpus.first() {
             first.set_up(move |fd| {
                 let mut sregs = fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
@@ -102,6 +114,7 @@ impl Machine {
                     .map_err(KvmError::call("KVM_SET_REGS"))
             })?;
         }
+        self.boots.booted();
         Ok(self.run()?)
     }
 
@@ -155,6 +168,11 @@ impl Machine {
     /// The serial console's port.
     pub fn serial(&self) -> &Arc<Mutex<Serial>> {
         &self.serial
+    }
+
+    /// The button that asks the guest to shut down.
+    pub fn power_button(&self) -> &PowerButton {
+        &self.power_button
     }
 
     /// Fires when the guest has ended itself.

@@ -21,7 +21,7 @@ use crate::twin::Twin;
 /// How a run ended, and with it the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The guest was reset or shut down.
+    /// The guest shut itself down, or reset itself and is not to be restarted.
     GuestEnded,
     /// The guest's kernel panicked.
     GuestPanicked,
@@ -114,7 +114,12 @@ fn plain(mut machine: Machine, stop: &Stop, started: Instant) -> Result<Outcome,
     // SAFETY: the machine, and with it the event, outlives the wait.
     #[allow(unsafe_code)]
     let exit = unsafe { BorrowedFd::borrow_raw(machine.exit().event().as_raw_fd()) };
-    wait_for_any(&[stop.as_fd(), exit])?;
+    loop {
+        wait_for_any(&[stop.as_fd(), exit])?;
+        if machine.failure().is_some() || !machine.after_guest_exit()? {
+            break;
+        }
+    }
     if let Some(first) = machine.first_instruction() {
         let us = (first - started).as_micros() as u64;
         tracing::debug!(target: "evertwin::boot", first_instruction_us = us, "first instruction");

@@ -61,9 +61,11 @@ pub enum Typed {
     Input(Vec<u8>),
     /// Ctrl-A x: end the VM.
     Quit,
+    /// Ctrl-A p: press the guest's power button.
+    PowerButton,
 }
 
-/// Finds Ctrl-A x in what is typed; Ctrl-A twice sends one Ctrl-A.
+/// Finds Ctrl-A x and Ctrl-A p in what is typed; Ctrl-A twice sends one Ctrl-A.
 #[derive(Debug, Default)]
 pub struct EscapeKeys {
     escaped: bool,
@@ -79,6 +81,7 @@ impl EscapeKeys {
             match (std::mem::take(&mut self.escaped), byte) {
                 (false, CTRL_A) => self.escaped = true,
                 (true, b'x') => return Typed::Quit,
+                (true, b'p') => return Typed::PowerButton,
                 (true, CTRL_A) | (false, _) => input.push(byte),
                 (true, _) => input.extend([CTRL_A, byte]),
             }
@@ -99,5 +102,6 @@ mod tests {
         assert_eq!(keys.feed(b"\x01yx"), Typed::Input(b"\x01yx".into()));
         assert_eq!(keys.feed(b"\x01"), Typed::Input(vec![]));
         assert_eq!(keys.feed(b"x"), Typed::Quit);
+        assert_eq!(keys.feed(b"\x01p"), Typed::PowerButton);
     }
 }

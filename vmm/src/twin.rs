@@ -367,6 +367,10 @@ impl Replicated for Twin {
         self.machine.exit().event().as_raw_fd()
     }
 
+    fn after_guest_exit(&mut self) -> Result<bool, MachineError> {
+        self.machine.after_guest_exit().map_err(failed)
+    }
+
     fn failure(&self) -> Option<MachineError> {
         self.machine.failure().map(MachineError::new)
     }

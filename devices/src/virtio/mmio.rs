@@ -312,6 +312,14 @@ impl<B: Backend> Device for VirtioMmio<B> {
         self.transport.irq()
     }
 
+    fn driver_ready(&self) -> bool {
+        self.transport.is_active()
+    }
+
+    fn reset(&mut self) {
+        self.set_status(0);
+    }
+
     fn save(&self) -> DeviceState {
         DeviceState {
             transport: self.transport.save(),

@@ -105,6 +105,12 @@ pub trait Device: BusDevice + MutEventSubscriber {
     /// Written when the device raises its interrupt (edge).
     fn irq(&self) -> &EventFd;
 
+    /// Whether the guest's driver has set the device up (`DRIVER_OK`, virtio 1.2, 2.1).
+    fn driver_ready(&self) -> bool;
+
+    /// Puts the device back to its state at power-on, as if the guest had reset it.
+    fn reset(&mut self);
+
     /// Captures the device's state. Never waits for a disk: requests in flight are part of
     /// the state.
     fn save(&self) -> DeviceState;

@@ -222,11 +222,7 @@ impl<'a> Driver<'a> {
                     .poll_readable(self.inbound, Op::Inbound)
                     .map_err(Error::Ring)?;
             }
-            Op::Exited => match self.machine.failure() {
-                // The link breaks with this run, and the standby takes over.
-                Some(failure) => return Err(failure.into()),
-                None => self.inputs.push_back(Input::GuestExited),
-            },
+            Op::Exited => self.guest_exited()?,
             Op::Stop => self.inputs.push_back(Input::Stop),
             Op::Arbiter => {
                 while let Some(answer) = self.arbiter.as_ref().and_then(ArbiterThread::answer) {
@@ -236,6 +232,21 @@ impl<'a> Driver<'a> {
             }
             Op::Cancel => {}
         }
+        Ok(())
+    }
+
+    fn guest_exited(&mut self) -> Result<(), Error> {
+        if let Some(failure) = self.machine.failure() {
+            // The link breaks with this run, and the standby takes over.
+            return Err(failure.into());
+        }
+        if self.machine.after_guest_exit()? {
+            return self
+                .ring
+                .poll_readable(self.machine.exited(), Op::Exited)
+                .map_err(Error::Ring);
+        }
+        self.inputs.push_back(Input::GuestExited);
         Ok(())
     }
 

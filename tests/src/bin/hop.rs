@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use evertwin::config::{DiskConfig, KernelSource, VmConfig};
+use evertwin::config::{AfterEnd, DiskConfig, KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin::memory::PAGE_SIZE;
 use evertwin::twin::Twin;
@@ -56,6 +56,9 @@ fn main() -> Fallible<()> {
         initrd: None,
         cmdline: cmdline.clone(),
         memory: memory.parse::<u64>()? << 20,
+        vcpus: 1,
+        on_reboot: AfterEnd::Exit,
+        on_panic: AfterEnd::Exit,
         disks: disk
             .iter()
             .map(|_| DiskConfig {

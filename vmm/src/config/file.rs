@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::parse::{check_tap, parse_mac, parse_size};
-use super::{ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig};
+use super::parse::{check_tap, check_vcpus, parse_mac, parse_size};
+use super::{
+    AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +22,12 @@ struct VmFile {
     #[serde(default)]
     cmdline: String,
     memory: String,
+    #[serde(default = "default_vcpus")]
+    vcpus: u64,
+    #[serde(default = "restart")]
+    on_reboot: AfterEnd,
+    #[serde(default = "exit")]
+    on_panic: AfterEnd,
     #[serde(default)]
     disk: Vec<DiskEntry>,
     #[serde(default)]
@@ -61,6 +69,18 @@ struct NodeEntry {
 
 fn default_kernel() -> PathBuf {
     "pico".into()
+}
+
+fn default_vcpus() -> u64 {
+    1
+}
+
+fn restart() -> AfterEnd {
+    AfterEnd::Restart
+}
+
+fn exit() -> AfterEnd {
+    AfterEnd::Exit
 }
 
 /// Reads `path` as `node` sees it: `{node}` in the names of files and TAPs becomes the node's
@@ -118,6 +138,9 @@ pub fn load(
         initrd: file.initrd.as_deref().map(place),
         cmdline: file.cmdline.clone(),
         memory: parse_size(&file.memory)?,
+        vcpus: check_vcpus(file.vcpus)?,
+        on_reboot: file.on_reboot,
+        on_panic: file.on_panic,
         disks: disks.collect(),
         nets: nets.collect::<Result<_, ConfigError>>()?,
         name: file.name,
@@ -282,6 +305,11 @@ address = "192.168.50.2:7700"
     fn errors_are_one_line_and_name_the_thing() {
         let cases = [
             (GOOD.replace("128M", "lots"), "lots"),
+            (GOOD.replace("[[disk]]", "vcpus = 9\n[[disk]]"), "9"),
+            (
+                GOOD.replace("[[disk]]", "on_panic = 'pray'\n[[disk]]"),
+                "pray",
+            ),
             (GOOD.replace("52:54", "zz:54"), "zz:54"),
             (
                 GOOD.replace("[node.b]", "[node.a2]\naddress = \"1.2.3.4:1\"\n[node.b]"),

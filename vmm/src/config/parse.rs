@@ -1,6 +1,6 @@
 //! Values written by people: sizes, addresses, `key=value` lists.
 
-use super::{ConfigError, DiskConfig, NetConfig};
+use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig};
 
 /// Bytes from `512M`, `2G`, `65536K` or a plain number.
 ///
@@ -20,6 +20,19 @@ pub fn parse_size(text: &str) -> Result<u64, ConfigError> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// A VM's number of vCPUs.
+///
+/// # Errors
+/// Less than 1 or more than [`MAX_VCPUS`].
+pub fn check_vcpus(vcpus: u64) -> Result<u8, ConfigError> {
+    match u8::try_from(vcpus) {
+        Ok(vcpus) if (1..=MAX_VCPUS).contains(&vcpus) => Ok(vcpus),
+        _ => Err(ConfigError::Value(format!(
+            "{vcpus} can't be the number of vCPUs: give 1 to {MAX_VCPUS}"
+        ))),
+    }
 }
 
 /// A MAC address from `52:54:00:12:34:56`.
@@ -125,6 +138,14 @@ mod tests {
         assert_eq!(parse_size("4096").unwrap(), 4096);
         for bad in ["", "M", "-1M", "1T", "99999999999G", "1.5G", "5é"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn vcpus() {
+        assert_eq!(check_vcpus(8).unwrap(), 8);
+        for bad in [0, 9, 256, 257, u64::MAX] {
+            assert!(check_vcpus(bad).is_err(), "{bad}");
         }
     }
 

@@ -3,6 +3,8 @@
 mod cpuid;
 mod dirty_log;
 mod msrs;
+mod topology;
+mod tsc;
 mod vcpu;
 mod vcpu_state;
 mod vm;
@@ -10,6 +12,7 @@ mod vm_state;
 
 pub use cpuid::digest as cpuid_digest;
 pub use dirty_log::DirtyLog;
+pub use tsc::{TscChange, host as host_tsc};
 pub use vcpu::{Buses, Pausing, Vcpu, VcpuEnd};
 pub use vcpu_state::VcpuState;
 pub use vm::{Vm, open};
@@ -33,6 +36,16 @@ pub enum KvmError {
         "this host's KVM lacks {0}, which evertwin needs: use a newer kernel (6.1 or later is known to work)"
     )]
     Capability(&'static str),
+    /// The VM wants more vCPUs than KVM gives.
+    #[error(
+        "{vcpus} vCPUs are more than this host's KVM gives a VM ({most}): set `vcpus` to at most that"
+    )]
+    TooManyVcpus {
+        /// As configured.
+        vcpus: u8,
+        /// KVM's limit.
+        most: usize,
+    },
     /// A KVM call failed.
     #[error("KVM refused {call}: {source}")]
     Call {
@@ -43,7 +56,7 @@ pub enum KvmError {
     },
     /// A vCPU's thread is gone.
     #[error("vCPU {0} is no longer running: the guest has ended")]
-    VcpuGone(u32),
+    VcpuGone(u8),
     /// A restored state does not fit this VM.
     #[error("saved state does not fit this VM: {0}")]
     Mismatch(String),

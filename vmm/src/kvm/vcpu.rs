@@ -14,7 +14,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::vcpu_state::VcpuState;
-use super::{KvmError, Vm};
+use super::{KvmError, TscChange, Vm};
 use crate::die_together::DieTogether;
 
 /// Where a vCPU's accesses outside RAM go.
@@ -51,7 +51,7 @@ enum Command {
 /// The handle of one vCPU. It starts paused; dropping the handle ends the thread.
 #[derive(Debug)]
 pub struct Vcpu {
-    id: u32,
+    id: u8,
     commands: Option<Sender<Command>>,
     run_page: RunPage,
     thread: Option<JoinHandle<()>>,
@@ -66,7 +66,7 @@ impl Vcpu {
     /// The KVM call that failed.
     pub fn spawn(
         vm: &Vm,
-        id: u32,
+        id: u8,
         buses: Arc<Buses>,
         ended: impl Fn(VcpuEnd) + Send + 'static,
     ) -> Result<Self, KvmError> {
@@ -140,9 +140,9 @@ impl Vcpu {
     ///
     /// # Errors
     /// The KVM call that failed, or a state that does not fit.
-    pub fn restore(&self, state: VcpuState) -> Result<(), KvmError> {
+    pub fn restore(&self, state: Arc<VcpuState>, tsc: TscChange) -> Result<(), KvmError> {
         let msrs = Arc::clone(&self.msrs);
-        self.set_up(move |fd| state.restore(fd, &msrs))
+        self.set_up(move |fd| state.restore(fd, &msrs, tsc))
     }
 
     fn send(&self, command: Command) -> Result<(), KvmError> {
@@ -179,7 +179,7 @@ impl Drop for Vcpu {
 #[derive(Debug)]
 #[must_use]
 pub struct Pausing {
-    id: u32,
+    id: u8,
     answer: Receiver<Result<Option<Box<VcpuState>>, KvmError>>,
 }
 
@@ -272,6 +272,8 @@ enum Step {
 impl Runner {
     fn serve(mut self, ended: &dyn Fn(VcpuEnd)) {
         let mut running = false;
+        // A guest that has ended here runs no further, whoever resumes the others.
+        let mut over = false;
         loop {
             let command = if running {
                 match self.commands.try_recv() {
@@ -286,9 +288,10 @@ impl Runner {
                 }
             };
             match command {
-                Some(Command::Resume) => running = true,
+                Some(Command::Resume) => running = !over,
                 Some(Command::Pause { capture, reply }) => {
                     if running && let Step::End(end) = self.finish_pending_io() {
+                        over = true;
                         ended(end);
                     }
                     running = false;
@@ -300,11 +303,12 @@ impl Runner {
                     let _ = reply.send(state);
                 }
                 Some(Command::Setup(setup, reply)) => {
+                    over = false;
                     let _ = reply.send(setup(&self.fd));
                 }
                 None => {
                     if let Step::End(end) = self.step() {
-                        running = false;
+                        (running, over) = (false, true);
                         ended(end);
                     }
                 }

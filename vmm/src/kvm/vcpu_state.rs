@@ -1,17 +1,15 @@
 //! A vCPU's whole state, saved and restored in KVM's order (I7).
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_debugregs, kvm_device_attr,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
 
 use super::KvmError;
 use super::msrs::{IA32_TSC, IA32_TSC_DEADLINE};
+use super::tsc::{self, TscChange};
 
 /// Saved registers, interrupt state and clock of one vCPU.
 #[derive(Serialize, Deserialize)]
@@ -23,6 +21,7 @@ pub struct VcpuState {
     debug_regs: kvm_debugregs,
     lapic: kvm_lapic_state,
     msrs: Vec<kvm_msr_entry>,
+    tsc_offset: Option<u64>,
     events: kvm_vcpu_events,
     mp_state: kvm_mp_state,
 }
@@ -67,6 +66,7 @@ impl VcpuState {
         Ok(Self {
             mp_state,
             msrs: msrs.as_slice().to_vec(),
+            tsc_offset: tsc::offset(fd)?,
             regs: fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?,
             sregs: fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?,
             xcrs: fd.get_xcrs().map_err(KvmError::call("KVM_GET_XCRS"))?,
@@ -83,7 +83,12 @@ impl VcpuState {
 
     /// Puts everything back, in the order KVM needs: CPUID (set when the vCPU was made),
     /// sregs, LAPIC, MSRs, then events and MP state. `indices` are the MSRs this host knows.
-    pub(super) fn restore(self, fd: &VcpuFd, indices: &[u32]) -> Result<(), KvmError> {
+    pub(super) fn restore(
+        &self,
+        fd: &VcpuFd,
+        indices: &[u32],
+        change: TscChange,
+    ) -> Result<(), KvmError> {
         let Self {
             regs,
             sregs,
@@ -92,6 +97,7 @@ impl VcpuState {
             debug_regs,
             lapic,
             msrs,
+            tsc_offset,
             events,
             mp_state,
         } = self;
@@ -101,37 +107,53 @@ impl VcpuState {
                 unknown.index
             )));
         }
-        fd.set_sregs(&sregs)
+        fd.set_sregs(sregs)
             .map_err(KvmError::call("KVM_SET_SREGS"))?;
-        fd.set_regs(&regs).map_err(KvmError::call("KVM_SET_REGS"))?;
-        fd.set_xcrs(&xcrs).map_err(KvmError::call("KVM_SET_XCRS"))?;
+        fd.set_regs(regs).map_err(KvmError::call("KVM_SET_REGS"))?;
+        fd.set_xcrs(xcrs).map_err(KvmError::call("KVM_SET_XCRS"))?;
         // SAFETY: the guest has no features with state beyond the 4 KiB of kvm_xsave
         // (AMX is hidden, see `cpuid`).
         #[allow(unsafe_code)]
-        unsafe { fd.set_xsave(&xsave) }.map_err(KvmError::call("KVM_SET_XSAVE"))?;
-        fd.set_debug_regs(&debug_regs)
+        unsafe { fd.set_xsave(xsave) }.map_err(KvmError::call("KVM_SET_XSAVE"))?;
+        fd.set_debug_regs(debug_regs)
             .map_err(KvmError::call("KVM_SET_DEBUGREGS"))?;
-        fd.set_lapic(&lapic)
+        fd.set_lapic(lapic)
             .map_err(KvmError::call("KVM_SET_LAPIC"))?;
-        restore_msrs(fd, &msrs)?;
-        fd.set_vcpu_events(&events)
+        let tsc_is_set = restore_tsc(fd, msrs, *tsc_offset, change)?;
+        restore_msrs(fd, msrs, tsc_is_set)?;
+        fd.set_vcpu_events(events)
             .map_err(KvmError::call("KVM_SET_VCPU_EVENTS"))?;
-        fd.set_mp_state(mp_state)
+        fd.set_mp_state(*mp_state)
             .map_err(KvmError::call("KVM_SET_MP_STATE"))
     }
 }
 
-/// TSC before everything that counts in it, the deadline timer last.
-fn restore_msrs(fd: &VcpuFd, saved: &[kvm_msr_entry]) -> Result<(), KvmError> {
-    let value = |index| saved.iter().find(|m| m.index == index).map(|m| m.data);
-    let by_offset = match value(IA32_TSC) {
-        Some(tsc) => set_tsc_offset(fd, tsc)?,
-        None => false,
+/// Sets the counter, which comes before everything that counts in it. False if it has to be
+/// written like any other MSR.
+fn restore_tsc(
+    fd: &VcpuFd,
+    saved: &[kvm_msr_entry],
+    offset: Option<u64>,
+    change: TscChange,
+) -> Result<bool, KvmError> {
+    let TscChange::Shift(shift) = change else {
+        return Ok(true);
     };
+    let tsc = saved.iter().find(|m| m.index == IA32_TSC);
+    match (offset, tsc) {
+        (Some(offset), _) => tsc::set_offset(fd, offset.wrapping_add(shift)),
+        // Saved by a host that knows no offsets.
+        (None, Some(tsc)) => tsc::set_offset(fd, tsc.data.wrapping_sub(tsc::host())),
+        (None, None) => Ok(false),
+    }
+}
+
+/// The deadline timer comes last.
+fn restore_msrs(fd: &VcpuFd, saved: &[kvm_msr_entry], tsc_is_set: bool) -> Result<(), KvmError> {
     let (mut ordered, deadline): (Vec<_>, Vec<_>) = saved
         .iter()
         .map(|m| (m.index, m.data))
-        .filter(|(index, _)| !(by_offset && *index == IA32_TSC))
+        .filter(|(index, _)| !(tsc_is_set && *index == IA32_TSC))
         .partition(|(index, _)| *index != IA32_TSC_DEADLINE);
     ordered.sort_by_key(|(index, _)| *index != IA32_TSC);
     ordered.extend(deadline);
@@ -143,40 +165,6 @@ fn restore_msrs(fd: &VcpuFd, saved: &[kvm_msr_entry]) -> Result<(), KvmError> {
         ))),
         None => Ok(()),
     }
-}
-
-ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xE1, kvm_device_attr);
-ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xE3, kvm_device_attr);
-
-/// Sets the guest's TSC through its offset. A plain MSR write would not do: KVM takes a
-/// value close to the age of the VM for an attempt to synchronise vCPUs and ignores it,
-/// which can put guest time back by up to a second (I8).
-///
-/// Returns false where KVM has no such attribute (before Linux 5.16).
-fn set_tsc_offset(fd: &VcpuFd, tsc: u64) -> Result<bool, KvmError> {
-    // SAFETY: RDTSC has no preconditions.
-    #[allow(unsafe_code)]
-    let host = unsafe { std::arch::x86_64::_rdtsc() };
-    let offset = tsc.wrapping_sub(host);
-    let attribute = kvm_device_attr {
-        group: KVM_VCPU_TSC_CTRL,
-        attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: &raw const offset as u64,
-        flags: 0,
-    };
-    // SAFETY: KVM reads one u64 at `addr`, and `offset` outlives both calls.
-    #[allow(unsafe_code)]
-    unsafe {
-        if ioctl_with_ref(fd, KVM_HAS_DEVICE_ATTR(), &attribute) != 0 {
-            return Ok(false);
-        }
-        if ioctl_with_ref(fd, KVM_SET_DEVICE_ATTR(), &attribute) != 0 {
-            return Err(KvmError::call("KVM_SET_DEVICE_ATTR(TSC offset)")(
-                std::io::Error::last_os_error(),
-            ));
-        }
-    }
-    Ok(true)
 }
 
 fn msr_list(entries: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, KvmError> {

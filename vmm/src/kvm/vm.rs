@@ -11,7 +11,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{KvmError, cpuid};
+use super::{KvmError, cpuid, topology};
 use crate::layout;
 
 /// Opens `/dev/kvm` and checks that it can do what evertwin needs.
@@ -54,11 +54,15 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM with in-kernel PIC, IOAPIC, LAPICs and PIT over `memory`.
+    /// Creates a VM with in-kernel PIC, IOAPIC, LAPICs and PIT over `memory`, for `vcpus` vCPUs.
     ///
     /// # Errors
-    /// The KVM call that failed.
-    pub fn new(kvm: &Kvm, memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
+    /// More vCPUs than this host can give a VM, or the KVM call that failed.
+    pub fn new(kvm: &Kvm, memory: Arc<GuestMemory>, vcpus: u8) -> Result<Self, KvmError> {
+        let most = kvm.get_max_vcpus();
+        if usize::from(vcpus) > most {
+            return Err(KvmError::TooManyVcpus { vcpus, most });
+        }
         let fd = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(layout::IDENTITY_MAP_ADDRESS)
             .map_err(KvmError::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -72,7 +76,7 @@ impl Vm {
         })
         .map_err(KvmError::call("KVM_CREATE_PIT2"))?;
         let vm = Self {
-            cpuid: cpuid::for_guest(kvm)?,
+            cpuid: cpuid::for_guest(kvm, vcpus)?,
             msrs: super::msrs::saved(kvm)?,
             fd,
             memory,
@@ -106,13 +110,13 @@ impl Vm {
     }
 
     /// Creates vCPU `id`.
-    pub(super) fn create_vcpu(&self, id: u32) -> Result<VcpuFd, KvmError> {
+    pub(super) fn create_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {
         let vcpu = self
             .fd
             .create_vcpu(u64::from(id))
             .map_err(KvmError::call("KVM_CREATE_VCPU"))?;
         let mut cpuid = self.cpuid.clone();
-        cpuid::personalise(&mut cpuid, id);
+        topology::personalise(&mut cpuid, u32::from(id));
         vcpu.set_cpuid2(&cpuid)
             .map_err(KvmError::call("KVM_SET_CPUID2"))?;
         Ok(vcpu)

@@ -56,8 +56,8 @@ impl Vm {
         })
     }
 
-    /// Puts a saved state back. No vCPU may have run yet (I7); guest time goes on
-    /// from where it was saved (I8).
+    /// Puts saved controllers and timer back; the clock goes on as it is. No vCPU may be
+    /// running (I7).
     ///
     /// # Errors
     /// The KVM call that failed.
@@ -67,7 +67,7 @@ impl Vm {
             pic_slave,
             ioapic,
             pit,
-            clock_ns,
+            clock_ns: _,
         } = state;
         for (chip, id) in [
             (pic_master, KVM_IRQCHIP_PIC_MASTER),
@@ -86,11 +86,18 @@ impl Vm {
         }
         self.fd
             .set_pit2(pit)
-            .map_err(KvmError::call("KVM_SET_PIT2"))?;
+            .map_err(KvmError::call("KVM_SET_PIT2"))
+    }
+
+    /// Sets the clock: guest time goes on from where it was saved (I8). No vCPU may have run yet.
+    ///
+    /// # Errors
+    /// The KVM call that failed.
+    pub fn restore_clock(&self, state: &VmChipState) -> Result<(), KvmError> {
         fail::fail_point!("clock::skip", |_| Ok(()));
         self.fd
             .set_clock(&kvm_clock_data {
-                clock: *clock_ns,
+                clock: state.clock_ns,
                 ..Default::default()
             })
             .map_err(KvmError::call("KVM_SET_CLOCK"))

@@ -12,6 +12,7 @@ use evertwin_devices::legacy::{
     ExitSignal, GuestExit, I8042_COMMAND_PORT, I8042Reset, POST_CODE_PORT, PVPANIC_PORT, PostCode,
     PvPanic,
 };
+use evertwin_devices::power::{POWER_PORT, POWER_PORTS, PowerButton, PowerRegisters};
 use evertwin_devices::serial::{COM1_PORT, PORTS, Serial};
 use evertwin_devices::virtio::block::Block;
 use evertwin_devices::virtio::mmio::QUEUE_NOTIFY;
@@ -28,7 +29,7 @@ use crate::run::AskStop;
 use crate::{layout, memory};
 
 /// As many virtio devices as there are interrupt lines for them.
-pub(super) const MAX_DEVICES: usize = (layout::LAST_GSI - layout::FIRST_GSI + 1) as usize;
+pub(crate) const MAX_DEVICES: usize = (layout::LAST_GSI - layout::FIRST_GSI + 1) as usize;
 
 /// Most output held for each sink before its device must wait, in bytes.
 const GATE_LIMIT: usize = 16 << 20;
@@ -62,7 +63,7 @@ impl Machine {
     pub fn new(kvm: &Kvm, config: &VmConfig, console: ConsoleOutput) -> Result<Self, Error> {
         crate::boot::check(&config.kernel, config.initrd.as_deref())?;
         let memory = Arc::new(memory::allocate(config.memory)?);
-        let vm = Vm::new(kvm, Arc::clone(&memory))?;
+        let vm = Vm::new(kvm, Arc::clone(&memory), config.vcpus)?;
         let gate = OutputGate::new(GATE_LIMIT).map_err(device_error("output gate"))?;
         let exit = ExitSignal::new().map_err(device_error("exit signal"))?;
         let (out, keys): (Box<dyn Write + Send>, _) = match console {
@@ -74,11 +75,13 @@ impl Machine {
             .map_err(device_error("serial port"))?;
         vm.wire_interrupt(serial.irq(), layout::SERIAL_GSI)?;
         let serial = Arc::new(Mutex::new(serial));
+        let power_button = Arc::new(PowerButton::new().map_err(device_error("power button"))?);
+        vm.wire_interrupt(power_button.irq(), layout::POWER_BUTTON_GSI)?;
         let post_code = PostCode::default();
         let first_instruction = post_code.first_write();
 
         let mut buses = Buses::default();
-        let ports: [(u64, u64, SharedBusDevice); 4] = [
+        let ports: [(u64, u64, SharedBusDevice); 5] = [
             (COM1_PORT, PORTS, Arc::clone(&serial) as _),
             (
                 I8042_COMMAND_PORT,
@@ -91,6 +94,11 @@ impl Machine {
                 Arc::new(Mutex::new(PvPanic(Arc::clone(&exit)))),
             ),
             (POST_CODE_PORT, 1, Arc::new(Mutex::new(post_code))),
+            (
+                POWER_PORT,
+                POWER_PORTS,
+                Arc::new(Mutex::new(PowerRegisters(Arc::clone(&exit)))),
+            ),
         ];
         for (port, len, device) in ports {
             buses
@@ -107,15 +115,21 @@ impl Machine {
             subscribers.push(Box::new(Arc::clone(device)));
         }
         if let Some(stop) = keys {
-            subscribers.push(Box::new(ConsoleInput::new(Arc::clone(&serial), stop)));
+            subscribers.push(Box::new(ConsoleInput::new(
+                Arc::clone(&serial),
+                stop,
+                Arc::clone(&power_button),
+            )));
         }
         let events = EventLoop::spawn(subscribers)?;
 
         let failure = Arc::new(OnceLock::new());
         let buses = Arc::new(buses);
-        let vcpu = Vcpu::spawn(&vm, 0, buses, on_end(&exit, &failure))?;
-        Ok(Self {
-            vcpus: vec![vcpu],
+        let vcpus = (0..config.vcpus)
+            .map(|id| Vcpu::spawn(&vm, id, Arc::clone(&buses), on_end(&exit, &failure)))
+            .collect::<Result<_, _>>()?;
+        let mut machine = Self {
+            vcpus,
             _events: events,
             vm,
             serial,
@@ -125,10 +139,15 @@ impl Machine {
             failure,
             first_instruction,
             memory,
-            cmdline: cmdline(&config.cmdline, devices.len()),
+            cmdline_with_devices: cmdline_with_devices(&config.cmdline, devices.len()),
+            power_button,
             devices,
+            power_on: None,
+            boots: Default::default(),
             config: config.clone(),
-        })
+        };
+        machine.remember_power_on()?;
+        Ok(machine)
     }
 
     /// A number that is the same on two hosts whose machines have the same devices.
@@ -183,7 +202,7 @@ fn behind_mmio<B: Backend + 'static>(
 /// Gives each device its window, doorbells and interrupt line.
 fn wire(vm: &Vm, devices: &[SharedDevice], mmio: &mut Bus) -> Result<(), Error> {
     for (index, device) in devices.iter().enumerate() {
-        let base = layout::MMIO_BASE + index as u64 * layout::MMIO_STEP;
+        let base = layout::virtio_window(index);
         {
             let device = super::lock(device);
             vm.wire_interrupt(device.irq(), layout::FIRST_GSI + index as u32)?;
@@ -198,10 +217,10 @@ fn wire(vm: &Vm, devices: &[SharedDevice], mmio: &mut Bus) -> Result<(), Error> 
 }
 
 /// Announces the devices the way `virtio_mmio.device=` wants it: size@base:irq.
-fn cmdline(user: &str, devices: usize) -> String {
+fn cmdline_with_devices(user: &str, devices: usize) -> String {
     let mut text = user.trim().to_owned();
     for index in 0..devices {
-        let base = layout::MMIO_BASE + index as u64 * layout::MMIO_STEP;
+        let base = layout::virtio_window(index);
         let gsi = layout::FIRST_GSI + index as u32;
         let space = if text.is_empty() { "" } else { " " };
         text.push_str(&format!("{space}virtio_mmio.device=4K@{base:#x}:{gsi}"));

@@ -91,9 +91,21 @@ impl Machine {
         })
     }
 
-    /// Kicks all vCPUs, then waits for all: they save their states in parallel.
+    /// Stops all vCPUs; they save their states in parallel.
     fn capture_vcpus(&self) -> Result<Vec<VcpuState>, KvmError> {
-        let pausing: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.pause(true)).collect();
+        fail::fail_point!("pause::capture_while_others_run", |_| self
+            .pause_vcpus(true));
+        // One that still runs may send an interrupt to one that is saved already: it would be
+        // lost (I3). So all stop before any is read.
+        if self.vcpus.len() > 1 {
+            self.pause_vcpus(false)?;
+        }
+        self.pause_vcpus(true)
+    }
+
+    /// Kicks all vCPUs, then waits for all.
+    pub(crate) fn pause_vcpus(&self, capture: bool) -> Result<Vec<VcpuState>, KvmError> {
+        let pausing: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.pause(capture)).collect();
         let states: Vec<_> = pausing
             .into_iter()
             .map(|pausing| pausing.and_then(crate::kvm::Pausing::wait))

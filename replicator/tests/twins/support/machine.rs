@@ -409,6 +409,10 @@ impl Machine for FakeVm {
         self.0.waiting.as_raw_fd()
     }
 
+    fn after_guest_exit(&mut self) -> Result<bool, MachineError> {
+        Ok(false)
+    }
+
     fn exited(&self) -> RawFd {
         self.0.exited.as_raw_fd()
     }
