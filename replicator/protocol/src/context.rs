@@ -58,6 +58,10 @@ impl Context {
     /// Has the arbiter asked again later.
     pub(crate) fn back_off(&mut self) {
         self.report(Report::ArbiterFailed);
+        self.retry();
+    }
+
+    pub(crate) fn retry(&mut self) {
         self.retry_at = Some(self.now + self.config.retry);
     }
 

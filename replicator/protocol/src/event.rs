@@ -186,6 +186,8 @@ pub enum Report {
     NotPromoting,
     /// The primary is gone, and this twin may not take over: it waits.
     NotNamed,
+    /// The primary is gone, and this twin may not take over yet: it asks again.
+    NotNamedYet,
     /// The arbiter was asked for the right to run the guest.
     Promoting(u64),
     /// The guest runs here now, from the last committed epoch.

@@ -28,7 +28,8 @@ pub(crate) fn judge(cx: &Context, generation: u64, record: Option<Record>) -> Ve
         return Verdict::Unclear;
     };
     // Only this twin writes a record that names it releaser of the next generation, so it
-    // is one whose answer was lost.
+    // is one whose answer was lost. This generation's own is no right to release if a swap
+    // that names the standby may still be on its way to the arbiter.
     if record == Record::solo(generation, me) || record == Record::solo(generation + 1, me) {
         Verdict::Solo(record.generation)
     } else if record == Record::protected(generation, me, cx.config.peer) {
@@ -36,6 +37,17 @@ pub(crate) fn judge(cx: &Context, generation: u64, record: Option<Record>) -> Ve
     } else {
         Verdict::Gone
     }
+}
+
+/// Asks for the solo right of the next generation in place of this one's.
+pub(crate) fn renew(cx: &mut Context, right: Right) -> Record {
+    let me = cx.config.node;
+    let new = Record::solo(right.generation + 1, me);
+    cx.ask(Request::Swap {
+        expected: Some(Record::solo(right.generation, me)),
+        new,
+    });
+    new
 }
 
 /// Output is held: either the arbiter is being asked for the solo right, or there is no
@@ -59,6 +71,13 @@ impl Holding {
             expected: Some(named),
             new,
         });
+        Self::asked(right, Some(new), leave_by)
+    }
+
+    /// The standby is not named, but a swap that names it may still be on its way. It is void
+    /// once the generation has changed (I2, I4).
+    fn renewing(cx: &mut Context, right: Right, leave_by: Option<Time>) -> State {
+        let new = renew(cx, right);
         Self::asked(right, Some(new), leave_by)
     }
 
@@ -132,12 +151,14 @@ impl Holding {
                 return State::Holding(self);
             }
         };
-        match judge(cx, self.right.generation, record) {
-            Verdict::Solo(generation) => self.release(cx, generation),
-            Verdict::Named if self.refused(answer) => {
+        let generation = self.right.generation;
+        match judge(cx, generation, record) {
+            Verdict::Solo(now) if now > generation => self.release(cx, now),
+            Verdict::Solo(_) | Verdict::Named if self.refused(answer) => {
                 cx.back_off();
                 State::Holding(self)
             }
+            Verdict::Solo(_) => Self::renewing(cx, self.right, self.leave_by),
             Verdict::Named => Self::striking(cx, self.right, self.leave_by),
             Verdict::Unclear => {
                 cx.back_off();
@@ -147,7 +168,8 @@ impl Holding {
         }
     }
 
-    /// The swap that strikes the standby off was refused, though nothing has changed.
+    /// The swap for the next generation was refused, though it is still this one: the record
+    /// is read again, after a pause.
     fn refused(&self, answer: Answer) -> bool {
         matches!(answer, Answer::Lost(_)) && self.asked.is_some_and(|new| new.standby.is_none())
     }
@@ -157,12 +179,7 @@ impl Holding {
             return Self::last_words(cx);
         }
         cx.act(Action::OpenOutput);
-        let right = if generation == self.right.generation {
-            self.right
-        } else {
-            Right::new(generation)
-        };
-        Solo::enter(cx, right)
+        Solo::enter(cx, Right::new(generation))
     }
 
     fn last_words(cx: &mut Context) -> State {

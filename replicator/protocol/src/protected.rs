@@ -210,7 +210,7 @@ impl Protected {
             // It was never named: the right to release alone was never given up.
             Naming::NotYet if !self.gated => {
                 cx.act(Action::OpenOutput);
-                Solo::enter(cx, self.right)
+                Solo::after_a_sync(cx, self.right)
             }
             _ if !cx.config.arbiter => Holding::for_peer(cx, self.right),
             _ => {

@@ -177,12 +177,25 @@ impl Promoting {
                 cx.back_off();
                 State::Promoting(self)
             }
+            // Not named yet, but the swap that does so may be on its way, and so may ours that
+            // follows it. Who forgot the epoch now could find itself the winner without it.
+            // The primary, if it lives, ends this generation.
+            Answer::Record(record) | Answer::Lost(record) if record == Some(self.unnamed()) => {
+                cx.report(Report::NotNamedYet);
+                cx.retry();
+                State::Promoting(self)
+            }
             // Struck off, or never named: what is held here may be old. It is never run.
             Answer::Record(_) | Answer::Lost(_) => {
                 cx.report(Report::NotNamed);
                 Starting::wait(cx, None)
             }
         }
+    }
+
+    /// The record before the primary has named this twin.
+    fn unnamed(&self) -> Record {
+        Record::solo(self.named.generation, self.named.releaser)
     }
 
     fn promote(self, cx: &mut Context) -> State {

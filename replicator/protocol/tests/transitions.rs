@@ -45,8 +45,8 @@ impl Bench {
         }))
     }
 
-    /// A primary whose standby is named, with epoch 1 committed.
-    fn protected() -> Self {
+    /// A primary that has shipped epoch 1 of its first sync.
+    fn shipped() -> Self {
         let mut bench = Self::new("a", true);
         bench.give(Input::Start);
         bench.give(Input::Arbiter(Answer::Record(None)));
@@ -57,6 +57,12 @@ impl Bench {
         bench.give(Input::Harvested(0));
         let epoch = 1;
         bench.give(Input::Captured { epoch, idle: false });
+        bench
+    }
+
+    /// A primary whose standby is named, with epoch 1 committed.
+    fn protected() -> Self {
+        let mut bench = Self::shipped();
         bench.hear(1, 1, Message::Ack);
         let actions = bench.give(Input::Arbiter(Answer::Won));
         assert_eq!(actions[0], Action::Release(1));
@@ -249,6 +255,90 @@ fn a_primary_holds_until_the_arbiter_answers() {
         (bench.twin.role(), bench.twin.generation()),
         (Role::Solo, 2)
     );
+}
+
+#[test]
+fn a_naming_that_is_still_on_its_way_is_made_void_before_anything_is_released() {
+    let mut bench = Bench::shipped();
+    let named = Record::protected(1, node("a"), node("b"));
+    let actions = bench.hear(1, 1, Message::Ack);
+    assert!(actions.contains(&swap(Some(claimed()), named)));
+    assert_eq!(bench.give(Input::LinkDown), [Action::StopTracking]);
+    bench.give(Input::Arbiter(Answer::Failed));
+    bench.pass(Duration::from_millis(150));
+    // Not written, but it may be yet: only the next generation is a right to release.
+    let unnamed = Answer::Record(Some(claimed()));
+    let actions = bench.give(Input::Arbiter(unnamed));
+    let next = Record::solo(2, node("a"));
+    assert_eq!(actions, [swap(Some(claimed()), next)]);
+    // It was written at just this moment.
+    bench.give(Input::Arbiter(Answer::Lost(Some(named))));
+    bench.pass(Duration::from_millis(150));
+    let actions = bench.give(Input::Arbiter(Answer::Record(Some(named))));
+    assert_eq!(actions, [swap(Some(named), next)]);
+    let actions = bench.give(Input::Arbiter(Answer::Won));
+    assert_eq!(actions, [Action::OpenOutput]);
+    assert_eq!(bench.twin.generation(), 2);
+}
+
+#[test]
+fn a_sync_after_one_that_named_nobody_has_a_generation_of_its_own() {
+    let mut bench = Bench::shipped();
+    let next = Record::solo(2, node("a"));
+    let actions = bench.give(Input::LinkDown);
+    let renewal = swap(Some(claimed()), next);
+    // The right to release alone was never given up: output does not wait for the answer.
+    let wanted = [Action::StopTracking, Action::OpenOutput, renewal];
+    assert_eq!(actions, wanted);
+    bench.give(Input::LinkUp);
+    let actions = bench.hear(0, 0, Message::Hello(Status::Cold));
+    assert_eq!(actions, [], "the sync waits");
+    bench.give(Input::Arbiter(Answer::Failed));
+    let actions = bench.pass(Duration::from_millis(150));
+    assert!(actions.contains(&Action::Ask(Request::Read)), "{actions:?}");
+    let actions = bench.give(Input::Arbiter(Answer::Record(Some(claimed()))));
+    assert_eq!(actions, [renewal]);
+    let actions = bench.give(Input::Arbiter(Answer::Won));
+    assert!(actions.contains(&Action::SendMemory(2)), "{actions:?}");
+}
+
+#[test]
+fn a_renewal_finds_out_who_else_has_the_right() {
+    let mut bench = Bench::shipped();
+    bench.give(Input::LinkDown);
+    let other = Some(Record::solo(2, node("b")));
+    bench.give(Input::Arbiter(Answer::Lost(other)));
+    bench.pass(Duration::from_millis(150));
+    let actions = bench.give(Input::Arbiter(Answer::Record(other)));
+    assert_eq!(actions, [Action::Fence, Action::End(End::Fenced)]);
+}
+
+#[test]
+fn a_standby_keeps_its_epoch_until_it_is_clear_that_it_will_not_be_named() {
+    let named = Record::protected(1, node("a"), node("b"));
+    let promotion = swap(Some(named), Record::solo(2, node("b")));
+    for promoted in [true, false] {
+        let mut bench = Bench::synced(true);
+        assert_eq!(bench.give(Input::LinkDown), [promotion]);
+        let mut answer = Answer::Lost(Some(claimed()));
+        for _ in 0..3 {
+            assert_eq!(bench.give(Input::Arbiter(answer)), []);
+            let actions = bench.pass(Duration::from_millis(150));
+            assert_eq!(actions, [Action::Ask(Request::Read)]);
+            assert_eq!(bench.twin.role(), Role::Promoting);
+            answer = Answer::Record(Some(claimed()));
+        }
+        if promoted {
+            let actions = bench.give(Input::Arbiter(Answer::Record(Some(named))));
+            assert_eq!(actions, [promotion]);
+            let actions = bench.give(Input::Arbiter(Answer::Won));
+            assert_eq!(actions, [Action::OpenOutput, Action::Promote]);
+        } else {
+            let renewed = Record::solo(2, node("a"));
+            bench.give(Input::Arbiter(Answer::Record(Some(renewed))));
+            assert_eq!(bench.twin.role(), Role::Starting);
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ impl Driver<'_> {
         let peer = self.config.peer;
         // Said once, and not each time that the arbiter is asked.
         let again = self.reported.replace(report) == Some(report);
-        if again && report == Report::ArbiterFailed {
+        if again && matches!(report, Report::ArbiterFailed | Report::NotNamedYet) {
             return;
         }
         match report {
@@ -32,6 +32,10 @@ impl Driver<'_> {
                 "the primary is gone; without an arbiter nothing is promoted by itself"
             ),
             Report::NotNamed => info!(%peer, "the primary is gone; this twin may not take over"),
+            Report::NotNamedYet => info!(
+                %peer,
+                "the primary is gone; this twin may not take over yet: the arbiter is asked again"
+            ),
             Report::Promoting(generation) => {
                 info!(%peer, generation, "the primary is gone: asking to take over");
             }

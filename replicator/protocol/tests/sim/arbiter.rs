@@ -1,4 +1,5 @@
-//! The register: it acts late, answers later, and at times not at all.
+//! The register: it acts late, answers later, and at times not at all. It may even act long
+//! after whoever asked was told that it failed.
 
 use std::collections::BTreeSet;
 
@@ -21,11 +22,26 @@ impl World {
     /// Acts on a question, even if who asked it has died meanwhile.
     pub(super) fn arbitrate(&mut self, node: usize, life: u64, request: Request) {
         let failing = if self.faults { self.arbiter.failing } else { 0 };
-        let lost_question = self.random.chance(failing / 2);
-        let lost_answer = self.random.chance(failing / 2);
+        let lost_question = self.random.chance(failing / 3);
+        let lost_answer = self.random.chance(failing / 3);
+        let overdue = self.random.chance(failing / 3);
+        let answer = if overdue {
+            let delay = self.random.below(150 * MILLI);
+            self.at(delay, Event::Overdue(request));
+            Answer::Failed
+        } else if lost_question {
+            Answer::Failed
+        } else {
+            let answer = self.act_on(request);
+            if lost_answer { Answer::Failed } else { answer }
+        };
+        let delay = self.random.below(10 * MILLI);
+        self.at(delay, Event::Answer { node, life, answer });
+    }
+
+    pub(super) fn act_on(&mut self, request: Request) -> Answer {
         let register = &mut self.arbiter;
-        let mut answer = match request {
-            _ if lost_question => Answer::Failed,
+        match request {
             Request::Read => Answer::Record(register.record),
             Request::Swap { expected, new } if register.record == expected => {
                 let last = expected.map_or(0, |record| record.generation);
@@ -40,11 +56,6 @@ impl World {
                 Answer::Won
             }
             Request::Swap { .. } => Answer::Lost(register.record),
-        };
-        if lost_answer {
-            answer = Answer::Failed;
         }
-        let delay = self.random.below(10 * MILLI);
-        self.at(delay, Event::Answer { node, life, answer });
     }
 }

@@ -64,6 +64,8 @@ enum Event {
         life: u64,
         answer: Answer,
     },
+    /// The arbiter acts on a question that was given up long ago.
+    Overdue(Request),
     RoundSent {
         node: usize,
         life: u64,
@@ -227,6 +229,9 @@ impl World {
                 if self.lives(node, life) {
                     self.input(node, Input::Arbiter(answer));
                 }
+            }
+            Event::Overdue(request) => {
+                self.act_on(request);
             }
             Event::RoundSent { node, life, sync } => {
                 let current = |node: &Node| node.life == life && node.syncs == sync;
