@@ -136,4 +136,6 @@ pub struct ReplicationConfig {
 pub enum ArbiterConfig {
     /// A locked file, for twins on one host or on shared storage.
     File(PathBuf),
+    /// The endpoints of an etcd cluster, for twins on hosts of their own.
+    Etcd(Vec<SocketAddr>),
 }

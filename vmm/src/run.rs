@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Instant;
 
 use evertwin_devices::legacy::GuestExit;
-use evertwin_replicator::arbiter::{Arbiter, FileArbiter};
+use evertwin_replicator::arbiter::{Arbiter, ArbiterError, EtcdArbiter, EtcdError, FileArbiter};
 use evertwin_replicator::{Config as LinkConfig, Ended};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -101,7 +101,7 @@ pub fn run(
     let _terminal = RawTerminal::enter().map_err(RunError::host("set up the terminal"))?;
     match replication {
         None => plain(machine, &stop, started),
-        Some(replication) => protected(machine, replication, &stop),
+        Some(replication) => protected(machine, &vm.name, replication, &stop),
     }
 }
 
@@ -155,6 +155,7 @@ fn wait_for_any(fds: &[BorrowedFd<'_>]) -> Result<(), RunError> {
 
 fn protected(
     machine: Machine,
+    name_of_vm: &str,
     replication: &ReplicationConfig,
     stop: &Stop,
 ) -> Result<Outcome, RunError> {
@@ -174,13 +175,8 @@ fn protected(
             .try_clone_to_owned()
             .map_err(RunError::host("copy a descriptor"))?,
     };
-    let arbiter: Option<Box<dyn Arbiter>> = match &replication.arbiter {
-        Some(ArbiterConfig::File(path)) => {
-            let mut arbiter = FileArbiter::new(path);
-            // Later on a failing arbiter is waited for; at the start it is a mistake of the set-up.
-            arbiter.read()?;
-            Some(Box::new(arbiter))
-        }
+    let arbiter = match &replication.arbiter {
+        Some(arbiter) => Some(open_arbiter(arbiter, name_of_vm)?),
         None => {
             tracing::warn!("no arbiter is configured: the standby will not take over by itself");
             None
@@ -195,4 +191,26 @@ fn protected(
             Ended::Stopped => Outcome::Stopped,
         },
     )
+}
+
+/// Later on a failing arbiter is waited for; at the start it is a mistake of the set-up, unless
+/// it is on another machine, which may be starting as well.
+fn open_arbiter(config: &ArbiterConfig, vm: &str) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    match config {
+        ArbiterConfig::File(path) => {
+            let mut arbiter = FileArbiter::new(path);
+            arbiter.read()?;
+            Ok(Box::new(arbiter))
+        }
+        ArbiterConfig::Etcd(endpoints) => {
+            let mut arbiter = EtcdArbiter::new(endpoints.clone(), vm);
+            match arbiter.load() {
+                Ok(_) => {}
+                // Whoever waits for it reads why.
+                Err(EtcdError::NoAnswer(_)) => {}
+                Err(error) => return Err(ArbiterError::new(error)),
+            }
+            Ok(Box::new(arbiter))
+        }
+    }
 }

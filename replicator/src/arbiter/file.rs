@@ -6,13 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::text::{MAX_LEN, format, parse};
 use super::{Arbiter, ArbiterError, CasOutcome, Record};
-
-/// First word of the file: its format and version.
-const FORMAT: &str = "evertwin-arbiter-1";
-
-/// Longest file that is read.
-const MAX_LEN: u64 = 4096;
 
 /// A register in a file, guarded by a lock on a file beside it.
 ///
@@ -85,7 +80,7 @@ impl FileArbiter {
         let damaged = || FileArbiterError::Damaged {
             path: self.path.clone(),
         };
-        if len > MAX_LEN {
+        if len > MAX_LEN as u64 {
             return Err(damaged());
         }
         let text = fs::read(&self.path).map_err(failed(&self.path))?;
@@ -135,42 +130,6 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> FileArbiterError {
         path: path.to_owned(),
         source,
     }
-}
-
-/// One line: format, generation, releaser, standby (or `-`), xxh3-64 of all before it.
-fn format(record: &Record) -> String {
-    let Record {
-        generation,
-        releaser,
-        standby,
-    } = record;
-    let standby = standby.as_ref().map_or("-", |node| node.as_str());
-    let line = format!("{FORMAT} {generation} {releaser} {standby}");
-    let sum = xxhash_rust::xxh3::xxh3_64(line.as_bytes());
-    format!("{line} {sum:016x}\n")
-}
-
-fn parse(text: &str) -> Option<Record> {
-    let (line, sum) = text.strip_suffix('\n')?.rsplit_once(' ')?;
-    let sum = u64::from_str_radix(sum, 16).ok()?;
-    if xxhash_rust::xxh3::xxh3_64(line.as_bytes()) != sum {
-        return None;
-    }
-    let mut words = line.split(' ');
-    if words.next()? != FORMAT {
-        return None;
-    }
-    let generation = words.next()?.parse().ok()?;
-    let releaser = words.next()?.parse().ok()?;
-    let standby = match words.next()? {
-        "-" => None,
-        node => Some(node.parse().ok()?),
-    };
-    words.next().is_none().then_some(Record {
-        generation,
-        releaser,
-        standby,
-    })
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! The arbiter: one durable register with compare-and-swap that both twins can reach.
 
+mod etcd;
 mod file;
+mod text;
 mod thread;
 
 use std::error::Error as StdError;
 
+pub use etcd::{EtcdArbiter, EtcdError};
 pub use evertwin_protocol::Record;
 pub use file::{FileArbiter, FileArbiterError};
 pub(crate) use thread::ArbiterThread;
@@ -42,8 +45,8 @@ pub trait Arbiter: Send {
     /// when this returns [`CasOutcome::Won`].
     ///
     /// # Errors
-    /// When the arbiter can't be reached. The change may or may not have happened; a later
-    /// [`Arbiter::read`] tells.
+    /// When the arbiter can't be reached. The change may or may not have happened, or may
+    /// happen yet.
     fn compare_and_swap(
         &mut self,
         expected: Option<&Record>,

@@ -12,6 +12,9 @@ use super::{
     AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
 };
 
+/// Most endpoints of etcd: each is given its time, and somebody waits for the answer.
+const MAX_ENDPOINTS: usize = 8;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VmFile {
@@ -203,16 +206,7 @@ fn replication(
     let entry = file.replication.as_ref();
     let arbiter = match entry.and_then(|r| r.arbiter.as_deref()) {
         None => None,
-        Some(text) => match text.split_once(':') {
-            Some(("file", name)) if !name.is_empty() => {
-                Some(ArbiterConfig::File(place(Path::new(name))))
-            }
-            _ => {
-                return Err(ConfigError::Value(format!(
-                    "`{text}` is not an arbiter: write file:PATH"
-                )));
-            }
-        },
+        Some(text) => Some(arbiter(text, place)?),
     };
     let config = ReplicationConfig {
         node: node.into(),
@@ -230,6 +224,38 @@ fn replication(
         )));
     }
     Ok(config)
+}
+
+fn arbiter(text: &str, place: &dyn Fn(&Path) -> PathBuf) -> Result<ArbiterConfig, ConfigError> {
+    match text.split_once(':') {
+        Some(("file", name)) if !name.is_empty() => Ok(ArbiterConfig::File(place(Path::new(name)))),
+        Some(("etcd", endpoints)) => {
+            let endpoints = endpoints.split(',').map(endpoint);
+            let endpoints: Vec<SocketAddr> = endpoints.collect::<Result<_, _>>()?;
+            if endpoints.len() > MAX_ENDPOINTS {
+                return Err(ConfigError::Value(format!(
+                    "`{text}` has {} endpoints: {MAX_ENDPOINTS} are the most",
+                    endpoints.len()
+                )));
+            }
+            Ok(ArbiterConfig::Etcd(endpoints))
+        }
+        _ => Err(ConfigError::Value(format!(
+            "`{text}` is not an arbiter: write file:PATH or etcd:http://IP:PORT[,http://IP:PORT...]"
+        ))),
+    }
+}
+
+fn endpoint(text: &str) -> Result<SocketAddr, ConfigError> {
+    let address = text.trim().strip_prefix("http://");
+    let address = address.map(|address| address.trim_end_matches('/'));
+    address
+        .and_then(|address| address.parse().ok())
+        .ok_or_else(|| {
+            ConfigError::Value(format!(
+                "`{text}` is not an endpoint of etcd: write http://IP:PORT, for example http://192.168.50.3:2379"
+            ))
+        })
 }
 
 fn address(file: &VmFile, node: &str) -> Result<SocketAddr, ConfigError> {
@@ -302,6 +328,24 @@ address = "192.168.50.2:7700"
     }
 
     #[test]
+    fn etcd_has_one_endpoint_or_more() {
+        let endpoints = |list: &str| {
+            let text = GOOD.replace("file:arbiter", &format!("etcd:{list}"));
+            let (_, replication) = parse(&text, Some("a")).unwrap();
+            replication.unwrap().arbiter
+        };
+        let etcd = |list: &[&str]| {
+            let list = list.iter().map(|address| address.parse().unwrap());
+            Some(ArbiterConfig::Etcd(list.collect()))
+        };
+        assert_eq!(endpoints("http://10.0.0.1:2379"), etcd(&["10.0.0.1:2379"]));
+        assert_eq!(
+            endpoints("http://10.0.0.1:2379, http://[::1]:2379/"),
+            etcd(&["10.0.0.1:2379", "[::1]:2379"])
+        );
+    }
+
+    #[test]
     fn errors_are_one_line_and_name_the_thing() {
         let cases = [
             (GOOD.replace("128M", "lots"), "lots"),
@@ -316,6 +360,15 @@ address = "192.168.50.2:7700"
                 "two nodes",
             ),
             (GOOD.replace("file:arbiter", "ouija"), "ouija"),
+            (
+                GOOD.replace("file:arbiter", "etcd:http://etcd:2379"),
+                "`http://etcd:2379`",
+            ),
+            (
+                GOOD.replace("file:arbiter", "etcd:http://1.2.3.4:1,https://1.2.3.4:2"),
+                "`https://1.2.3.4:2`",
+            ),
+            (GOOD.replace("file:arbiter", "etcd:"), "endpoint"),
             (GOOD.replace("5ms", "never"), "never"),
             (GOOD.replace("192.168.50.1:7700", "host"), "host"),
             (GOOD.replace("192.168.50.2:7700", "home"), "home"),

@@ -22,8 +22,8 @@ pub struct PairConfig {
     pub memory: String,
     /// Size of the disk in bytes, if it has one.
     pub disk: Option<u64>,
-    /// Whether there is an arbiter.
-    pub arbiter: bool,
+    /// The arbiter as in the config file, if there is one.
+    pub arbiter: Option<String>,
     /// Longest epoch.
     pub epoch: Duration,
     /// Time between heartbeats.
@@ -39,7 +39,7 @@ impl Default for PairConfig {
             cmdline: "workload=kv ip=10.77.0.2/24 log=vda".to_owned(),
             memory: "128M".to_owned(),
             disk: Some(64 << 20),
-            arbiter: true,
+            arbiter: Some("file:arbiter".to_owned()),
             epoch: Duration::from_millis(20),
             heartbeat: Duration::from_millis(50),
             timeout: Duration::from_millis(500),
@@ -59,8 +59,8 @@ impl PairConfig {
             text += "\n[[disk]]\npath = \"disk-{node}.img\"\n";
         }
         text += &format!("\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\n");
-        if self.arbiter {
-            text += "arbiter = \"file:arbiter\"\n";
+        if let Some(arbiter) = &self.arbiter {
+            text += &format!("arbiter = \"{arbiter}\"\n");
         }
         let milliseconds =
             |name: &str, time: Duration| format!("{name} = \"{}ms\"\n", time.as_millis());
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn the_config_file_is_toml_and_says_what_was_asked() {
         let config = PairConfig {
-            arbiter: false,
+            arbiter: None,
             disk: None,
             ..PairConfig::default()
         };
