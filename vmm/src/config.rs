@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use evertwin_devices::virtio::block::DiskSerial;
 use serde::Deserialize;
 
 /// A configuration that can't be used.
@@ -63,6 +64,8 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// The guest may not write.
     pub read_only: bool,
+    /// What the guest reads as its serial number, if not the usual one.
+    pub serial: Option<DiskSerial>,
 }
 
 /// One virtio-net card.

@@ -39,7 +39,7 @@ fn block() -> Victim<Block> {
         .unwrap()
         .set_len(1 << 20)
         .unwrap();
-    let block = Block::open(0, &path, false).unwrap();
+    let block = Block::open(0, &path, false, super::block::DiskSerial::of_disk(0)).unwrap();
     Victim {
         driver: Driver::up(testing::memory(), block, TRANSPORT, QUEUE_SIZE),
         wire: None,

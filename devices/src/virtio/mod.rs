@@ -61,6 +61,8 @@ pub enum DeviceIdentity {
         sectors: u64,
         /// Whether the guest may not write.
         read_only: bool,
+        /// Its serial number.
+        serial: String,
     },
     /// A network device.
     Net {
@@ -76,9 +78,10 @@ impl fmt::Display for DeviceIdentity {
                 disk,
                 sectors,
                 read_only,
+                serial,
             } => {
                 let mode = if *read_only { ", read-only" } else { "" };
-                write!(f, "disk {disk} of {sectors} sectors{mode}")
+                write!(f, "disk {disk}, {serial}, of {sectors} sectors{mode}")
             }
             Self::Net {
                 mac: [a, b, c, d, e, g],

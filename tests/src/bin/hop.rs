@@ -64,6 +64,7 @@ fn main() -> Fallible<()> {
             .map(|_| DiskConfig {
                 path: image.clone(),
                 read_only: false,
+                serial: None,
             })
             .collect(),
         nets: vec![],

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::parse::{check_tap, check_vcpus, parse_mac, parse_size};
+use super::parse::{check_tap, check_vcpus, parse_mac, parse_serial, parse_size};
 use super::{
     AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
 };
@@ -46,6 +46,7 @@ struct DiskEntry {
     path: PathBuf,
     #[serde(default)]
     readonly: bool,
+    serial: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -126,9 +127,12 @@ pub fn load(
     } else {
         place(&file.kernel)
     };
-    let disks = file.disk.iter().map(|disk| DiskConfig {
-        path: place(&disk.path),
-        read_only: disk.readonly,
+    let disks = file.disk.iter().map(|disk| {
+        Ok(DiskConfig {
+            path: place(&disk.path),
+            read_only: disk.readonly,
+            serial: disk.serial.as_deref().map(parse_serial).transpose()?,
+        })
     });
     let nets = file.net.iter().map(|net| {
         Ok(NetConfig {
@@ -144,7 +148,7 @@ pub fn load(
         vcpus: check_vcpus(file.vcpus)?,
         on_reboot: file.on_reboot,
         on_panic: file.on_panic,
-        disks: disks.collect(),
+        disks: disks.collect::<Result<_, ConfigError>>()?,
         nets: nets.collect::<Result<_, ConfigError>>()?,
         name: file.name,
     };
@@ -353,6 +357,10 @@ address = "192.168.50.2:7700"
             (
                 GOOD.replace("[[disk]]", "on_panic = 'pray'\n[[disk]]"),
                 "pray",
+            ),
+            (
+                GOOD.replace("[[net]]", "serial = \"a serial\"\n[[net]]"),
+                "`a serial`",
             ),
             (GOOD.replace("52:54", "zz:54"), "zz:54"),
             (

@@ -1,5 +1,7 @@
 //! Values written by people: sizes, addresses, `key=value` lists.
 
+use evertwin_devices::virtio::block::{DiskSerial, DiskSerialError};
+
 use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig};
 
 /// Bytes from `512M`, `2G`, `65536K` or a plain number.
@@ -63,21 +65,32 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
     Ok(mac)
 }
 
-/// `path=D[,readonly]`.
+/// A disk's serial number.
 ///
 /// # Errors
-/// Unknown keys or no path.
+/// More than 20 bytes, none, or some that can't be seen.
+pub(super) fn parse_serial(text: &str) -> Result<DiskSerial, ConfigError> {
+    text.parse()
+        .map_err(|error: DiskSerialError| ConfigError::Value(error.to_string()))
+}
+
+/// `path=D[,readonly][,serial=S]`.
+///
+/// # Errors
+/// Unknown keys, no path, or a serial number that is none.
 pub fn parse_disk(text: &str) -> Result<DiskConfig, ConfigError> {
     let wrong = || {
         ConfigError::Value(format!(
-            "`{text}` is not a disk: write path=FILE or path=FILE,readonly"
+            "`{text}` is not a disk: write path=FILE, and after it ,readonly or ,serial=TEXT as needed"
         ))
     };
     let mut path = None;
     let mut read_only = false;
+    let mut serial = None;
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("path", value)) if !value.is_empty() => path = Some(value.into()),
+            Some(("serial", value)) => serial = Some(parse_serial(value)?),
             None if part == "readonly" => read_only = true,
             _ => return Err(wrong()),
         }
@@ -85,6 +98,7 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, ConfigError> {
     Ok(DiskConfig {
         path: path.ok_or_else(wrong)?,
         read_only,
+        serial,
     })
 }
 
@@ -170,6 +184,13 @@ mod tests {
     fn disks_and_nets() {
         assert!(parse_disk("path=a.img,readonly").unwrap().read_only);
         assert!(parse_disk("a.img").is_err());
+        let disk = parse_disk("path=a.img,serial=disk-7").unwrap();
+        assert_eq!(disk.serial.unwrap().as_str(), "disk-7");
+        let error = parse_disk("path=a.img,serial=123456789012345678901").unwrap_err();
+        assert!(
+            error.to_string().contains("`123456789012345678901`"),
+            "{error}"
+        );
         assert_eq!(parse_net("tap=t0,mac=52:54:00:00:00:01").unwrap().tap, "t0");
         for bad in [
             "tap=t0",

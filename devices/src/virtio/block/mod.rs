@@ -3,6 +3,7 @@
 mod image;
 mod request;
 mod ring;
+mod serial;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -17,8 +18,9 @@ use super::{
     TransportState,
 };
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
-use request::{ID_BYTES, MAX_REQUEST_BYTES, Request, Status};
+use request::{MAX_REQUEST_BYTES, Request, Status};
 use ring::{DEPTH, DiskRing, Finished, Operation};
+pub use serial::{DiskSerial, DiskSerialError};
 
 /// Device type of a block device (virtio 1.2, 5.2.1).
 const DEVICE_ID: u32 = 2;
@@ -87,6 +89,7 @@ struct InFlight {
 pub struct Block {
     name: String,
     disk: u32,
+    serial: DiskSerial,
     ring: DiskRing,
     in_flight: BTreeMap<u64, InFlight>,
     next_token: u64,
@@ -101,7 +104,12 @@ pub struct Block {
 
 impl Block {
     /// A block device over the image at `path`; `disk` is its number in the config.
-    pub fn open(disk: u32, path: &std::path::Path, read_only: bool) -> Result<Self, BlockError> {
+    pub fn open(
+        disk: u32,
+        path: &std::path::Path,
+        read_only: bool,
+        serial: DiskSerial,
+    ) -> Result<Self, BlockError> {
         let image = DiskImage::open(path, read_only)?;
         let ring = DiskRing::new(image).map_err(|error| BlockError::Ring {
             path: path.into(),
@@ -110,6 +118,7 @@ impl Block {
         Ok(Self {
             name: format!("disk{disk}"),
             disk,
+            serial,
             ring,
             in_flight: BTreeMap::new(),
             next_token: 0,
@@ -201,7 +210,9 @@ impl Block {
                 durable: !transport.has(feature::FLUSH),
             },
             Ok(Request::Flush) => Operation::Flush,
-            Ok(Request::GetId) => return answer(transport, &chain, Status::Ok, &self.id()),
+            Ok(Request::GetId) => {
+                return answer(transport, &chain, Status::Ok, &self.serial.bytes());
+            }
             Err(status) => return answer(transport, &chain, status, &[]),
         };
         let bytes = operation.len();
@@ -268,16 +279,6 @@ impl Block {
         }
         Ok(count)
     }
-
-    /// The same on both twins.
-    fn id(&self) -> [u8; ID_BYTES] {
-        let mut id = [0; ID_BYTES];
-        let text = format!("evertwin-{}", self.name);
-        for (byte, value) in id.iter_mut().zip(text.bytes()) {
-            *byte = value;
-        }
-        id
-    }
 }
 
 /// Gives a request back to the guest: data, then the status as the last byte.
@@ -307,6 +308,7 @@ impl Backend for Block {
             disk: self.disk,
             sectors: self.ring.image().sectors(),
             read_only: self.ring.image().read_only(),
+            serial: self.serial.to_string(),
         }
     }
 
@@ -369,6 +371,7 @@ impl Backend for Block {
             // The config's, and the same on both twins.
             name: _,
             disk: _,
+            serial: _,
             ring: _,
             // Of this process only.
             next_token: _,

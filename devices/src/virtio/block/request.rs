@@ -2,12 +2,11 @@
 
 use super::super::chain::Chain;
 use super::image::{DiskImage, SECTOR_BYTES};
+use super::serial::ID_BYTES;
 use crate::GuestMemory;
 
 /// Longest read or write accepted, in bytes.
 pub(super) const MAX_REQUEST_BYTES: u32 = 4 << 20;
-/// Length of the identifier (5.2.6.1).
-pub(super) const ID_BYTES: usize = 20;
 
 /// Bytes before the data: type, reserved, sector.
 const HEADER_BYTES: u32 = 16;

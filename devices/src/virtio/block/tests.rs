@@ -37,7 +37,7 @@ impl Disk {
 
     fn with_memory(mem: Arc<GuestMemory>, features: u64, read_only: bool) -> Self {
         let (dir, path) = image();
-        let block = Block::open(0, &path, read_only).unwrap();
+        let block = Block::open(0, &path, read_only, DiskSerial::of_disk(0)).unwrap();
         Self {
             driver: Driver::up(mem, block, features, 256),
             path,
@@ -49,7 +49,10 @@ impl Disk {
     /// A device over a blank image that carries on with the driver of another.
     fn twin(other: &Self, mem: Arc<GuestMemory>) -> Self {
         let (dir, path) = image();
-        let mut driver = Driver::new(mem, Block::open(0, &path, false).unwrap());
+        let mut driver = Driver::new(
+            mem,
+            Block::open(0, &path, false, DiskSerial::of_disk(0)).unwrap(),
+        );
         driver.take_over(&other.driver);
         Self {
             driver,
@@ -159,7 +162,7 @@ fn configuration_tells_size_and_limits() {
 fn identifier_names_the_disk() {
     let mut disk = Disk::new(ALL, false);
     assert_eq!(disk.request(8, 0, &[writable(DATA, 20)]), (OK, 21));
-    assert_eq!(disk.driver.bytes(DATA, 20), b"evertwin-disk0\0\0\0\0\0\0");
+    assert_eq!(disk.driver.bytes(DATA, 20), b"evertwin-vda\0\0\0\0\0\0\0\0");
     assert_eq!(disk.request(8, 0, &[writable(DATA, 19)]), (IO_ERROR, 1));
 }
 
@@ -466,5 +469,8 @@ fn device_features_depend_on_the_image() {
     let disk = Disk::new(ALL, true);
     assert_ne!(disk.driver.device().backend().features() & feature::RO, 0);
     let identity = disk.driver.device().identity();
-    assert_eq!(identity.to_string(), "disk 0 of 16384 sectors, read-only");
+    assert_eq!(
+        identity.to_string(),
+        "disk 0, evertwin-vda, of 16384 sectors, read-only"
+    );
 }
