@@ -216,8 +216,9 @@ impl Transport {
 
     /// Checks a captured state and builds its queues; nothing has changed on an error.
     pub(crate) fn check(&self, state: &TransportState) -> Result<Vec<VirtQueue>, RestoreError> {
+        // What a driver has chosen is only looked at when it says that it is done (3.1.1).
         let extra = state.driver_features & !self.offered;
-        if extra != 0 {
+        if extra != 0 && state.status & status::FEATURES_OK != 0 {
             return Err(RestoreError::Features(extra));
         }
         let up = status::DRIVER_OK | status::FEATURES_OK;

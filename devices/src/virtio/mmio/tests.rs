@@ -276,3 +276,18 @@ fn impossible_states_are_refused() {
         assert_eq!(driver.save(), good);
     }
 }
+
+/// A guest may be captured at any moment, also while its driver has asked for too much.
+#[test]
+fn features_that_were_not_settled_yet_are_no_reason_to_refuse_a_state() {
+    let mut old = down();
+    old.set(reg::STATUS, 3);
+    old.set(reg::DRIVER_FEATURES_SEL, 0);
+    old.set(reg::DRIVER_FEATURES, 1 << 31 | 1);
+    let state = old.save();
+    let mut new = down();
+    new.device().restore(state.clone()).unwrap();
+    assert_eq!(new.save(), state);
+    new.set(reg::STATUS, 11);
+    assert_eq!(new.get(reg::STATUS), 3, "refused as ever");
+}
