@@ -40,8 +40,32 @@ pub struct DiskWrite {
     pub disk: u32,
     /// Offset on the disk in bytes.
     pub offset: u64,
-    /// The bytes written.
-    pub data: Arc<[u8]>,
+    /// What was written.
+    pub data: DiskData,
+}
+
+/// What a guest wrote to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskData {
+    /// These bytes.
+    Bytes(Arc<[u8]>),
+    /// Zeroes, which travel as a range.
+    Zeroes {
+        /// How many bytes, not zero.
+        len: u64,
+        /// Whether the disk's space was given back.
+        unmap: bool,
+    },
+}
+
+impl DiskData {
+    /// Bytes of the disk that it covers.
+    pub fn span(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeroes { len, .. } => *len,
+        }
+    }
 }
 
 /// A frame that a guest got from the network.

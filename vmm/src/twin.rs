@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use evertwin_devices::GuestMemory;
 use evertwin_devices::inbound::InboundFrame as DeviceFrame;
-use evertwin_devices::virtio::DiskWrite as DeviceWrite;
+use evertwin_devices::virtio::{DiskData as DeviceData, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    Capture, DiskPosition, DiskWrite, Identity, InboundFrame, Machine as Replicated, MachineError,
-    MemoryRegion,
+    Capture, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame, Machine as Replicated,
+    MachineError, MemoryRegion,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -134,7 +134,26 @@ fn copy_pages(memory: &GuestMemory, pages: &[u64], bytes: &mut [u8]) {
 
 fn from_device(write: DeviceWrite) -> DiskWrite {
     let DeviceWrite { disk, offset, data } = write;
+    let data = match data {
+        DeviceData::Bytes(bytes) => DiskData::Bytes(bytes),
+        DeviceData::Zeroes { len, unmap } => DiskData::Zeroes { len, unmap },
+    };
     DiskWrite { disk, offset, data }
+}
+
+fn to_device_write(write: &DiskWrite) -> DeviceWrite {
+    let DiskWrite { disk, offset, data } = write;
+    DeviceWrite {
+        disk: *disk,
+        offset: *offset,
+        data: match data {
+            DiskData::Bytes(bytes) => DeviceData::Bytes(bytes.clone()),
+            DiskData::Zeroes { len, unmap } => DeviceData::Zeroes {
+                len: *len,
+                unmap: *unmap,
+            },
+        },
+    }
 }
 
 fn from_device_frame(frame: DeviceFrame) -> InboundFrame {
@@ -216,7 +235,7 @@ impl Replicated for Twin {
             if let Some(piece) = contents {
                 next = Some(DiskPosition {
                     device: index,
-                    offset: piece.offset + piece.data.len() as u64,
+                    offset: piece.offset + piece.data.span(),
                 });
                 writes.push(from_device(piece));
                 break;
@@ -293,14 +312,7 @@ impl Replicated for Twin {
         if writes.is_empty() {
             return Ok(());
         }
-        let writes: Vec<_> = writes
-            .iter()
-            .map(|write| DeviceWrite {
-                disk: write.disk,
-                offset: write.offset,
-                data: write.data.clone(),
-            })
-            .collect();
+        let writes: Vec<_> = writes.iter().map(to_device_write).collect();
         // Each disk takes the writes that carry its number.
         self.machine
             .devices()

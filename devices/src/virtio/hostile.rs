@@ -189,7 +189,7 @@ fn descriptor(wild: bool) -> impl Strategy<Value = Descriptor> {
 
 /// Deeds that leave the rings' addresses alone.
 fn ring_deed(wild: bool) -> BoxedStrategy<Deed> {
-    let kind = prop_oneof![0u32..2, 0u32..16, any::<u32>()];
+    let kind = prop_oneof![0u32..2, 0u32..16, Just(11), Just(13), any::<u32>()];
     let sector = prop_oneof![0u64..2100, any::<u64>()];
     prop_oneof![
         8 => descriptor(wild).prop_map(Deed::Descriptor),

@@ -46,8 +46,32 @@ pub struct DiskWrite {
     pub disk: u32,
     /// Where it starts, in bytes.
     pub offset: u64,
-    /// The very bytes that were written.
-    pub data: Arc<[u8]>,
+    /// What was written.
+    pub data: DiskData,
+}
+
+/// What was written to a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskData {
+    /// These very bytes.
+    Bytes(Arc<[u8]>),
+    /// As many zeroes, which take no room here.
+    Zeroes {
+        /// How many.
+        len: u64,
+        /// The disk's space was given back.
+        unmap: bool,
+    },
+}
+
+impl DiskData {
+    /// Bytes of the disk that it covers.
+    pub fn span(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeroes { len, .. } => *len,
+        }
+    }
 }
 
 /// What both twins must agree on about a device, besides its state.

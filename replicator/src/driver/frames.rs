@@ -111,9 +111,9 @@ impl Driver<'_> {
                 let bytes = self.pages.decode(kind, payload, memory)?;
                 return self.received(header, Message::SyncPages, bytes);
             }
-            Kind::SyncDisk => {
+            Kind::SyncDisk | Kind::SyncZeroes => {
                 self.expect_bulk(kind)?;
-                let write = disk_write(payload).ok_or(WireError::Malformed(kind))?;
+                let write = disk_write(kind, payload).ok_or(WireError::Malformed(kind))?;
                 self.disk_part = Some(write);
                 return self.received(header, Message::SyncPages, &[]);
             }
@@ -121,7 +121,12 @@ impl Driver<'_> {
                 self.expect_bulk(kind)?;
                 return Ok(self.keep_inbound(header, payload)?);
             }
-            Kind::EpochBegin | Kind::Pages | Kind::State | Kind::DiskWrites | Kind::EpochEnd => {
+            Kind::EpochBegin
+            | Kind::Pages
+            | Kind::State
+            | Kind::DiskWrites
+            | Kind::DiskZeroes
+            | Kind::EpochEnd => {
                 self.expect_bulk(kind)?;
                 let memory = &self.identity.memory;
                 let whole = self.assembly.take(&header, payload, memory)?.is_some();

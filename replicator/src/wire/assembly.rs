@@ -3,7 +3,7 @@
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::WireError;
-use super::epoch::{Sizes, disk_write};
+use super::epoch::{Sizes, disk_cost, disk_write};
 use super::header::{Header, Kind};
 use super::pages::PageList;
 use crate::machine::{Capture, MemoryRegion, PAGE_SIZE};
@@ -59,9 +59,9 @@ impl Assembly {
                 self.capture.bytes.extend_from_slice(bytes);
             }
             Kind::State => self.capture.state.extend_from_slice(payload),
-            Kind::DiskWrites => {
-                let write = disk_write(payload).ok_or(malformed)?;
-                running.disk += write.data.len() as u64;
+            Kind::DiskWrites | Kind::DiskZeroes => {
+                let write = disk_write(header.kind, payload).ok_or(malformed)?;
+                running.disk += disk_cost(&write);
                 self.capture.disk_writes.push(write);
             }
             _ => return Err(out_of_place),

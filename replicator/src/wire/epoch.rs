@@ -8,7 +8,7 @@ use super::frame::{Body, Frame};
 use super::header::{HEADER_LEN, Kind};
 use super::pages::{PAGES_PER_FRAME, list_head};
 use super::reader::Reader;
-use crate::machine::{Capture, DiskWrite, PAGE_SIZE};
+use crate::machine::{Capture, DiskData, DiskWrite, PAGE_SIZE};
 
 /// Most bytes of state or of one disk write in a frame.
 const CHUNK: usize = 256 * 1024;
@@ -18,6 +18,9 @@ pub(crate) const MAX_STATE: u64 = 64 << 20;
 
 /// Most bytes of disk writes in an epoch.
 pub(crate) const MAX_DISK: u64 = 1 << 30;
+
+/// What a range of zeroes counts for among them: about what it takes in memory.
+const RANGE_COST: u64 = 64;
 
 /// Sizes of an epoch, sent ahead of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,11 +32,11 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     pub(crate) fn of(capture: &Capture) -> Self {
-        let disk = capture.disk_writes.iter().map(|write| write.data.len());
+        let disk = capture.disk_writes.iter().map(disk_cost);
         Self {
             pages: capture.pages.len() as u64,
             state: capture.state.len() as u64,
-            disk: disk.sum::<usize>() as u64,
+            disk: disk.sum(),
         }
     }
 
@@ -93,11 +96,19 @@ pub(crate) fn ship(
     for range in chunks(capture.state.len()) {
         push(Kind::State, head(&[]), Body::State(capture.clone(), range));
     }
-    for (index, write) in capture.disk_writes.iter().enumerate() {
-        for range in chunks(write.data.len()) {
-            let fields = disk_fields(write, range.start);
-            let body = Body::Disk(capture.clone(), index, range);
-            push(Kind::DiskWrites, head(&fields), body);
+    for write in &capture.disk_writes {
+        match &write.data {
+            DiskData::Bytes(bytes) => {
+                for range in chunks(bytes.len()) {
+                    let fields = disk_fields(write, range.start);
+                    let body = Body::Disk(bytes.clone(), range);
+                    push(Kind::DiskWrites, head(&fields), body);
+                }
+            }
+            DiskData::Zeroes { len, unmap } => {
+                let fields = zero_fields(write, *len, *unmap);
+                push(Kind::DiskZeroes, head(&fields), Body::None);
+            }
         }
     }
     let end = chain.digest().to_le_bytes();
@@ -105,16 +116,38 @@ pub(crate) fn ship(
     Some(())
 }
 
-/// Frames of a sync with the bytes of one disk write.
-pub(crate) fn sync_disk_frames(
-    generation: u64,
-    write: &DiskWrite,
-) -> impl Iterator<Item = Frame> + '_ {
-    chunks(write.data.len()).map(move |range| {
-        let mut payload = disk_fields(write, range.start).to_vec();
-        payload.extend_from_slice(&write.data[range]);
-        Frame::new(Kind::SyncDisk, generation, 0, &payload)
-    })
+/// Frames of a sync with one disk write.
+pub(crate) fn sync_disk_frames(generation: u64, write: &DiskWrite) -> Vec<Frame> {
+    let frame = |kind, payload: &[u8]| Frame::new(kind, generation, 0, payload);
+    match &write.data {
+        DiskData::Bytes(bytes) => chunks(bytes.len())
+            .map(|range| {
+                let mut payload = disk_fields(write, range.start).to_vec();
+                payload.extend_from_slice(&bytes[range]);
+                frame(Kind::SyncDisk, &payload)
+            })
+            .collect(),
+        DiskData::Zeroes { len, unmap } => {
+            vec![frame(Kind::SyncZeroes, &zero_fields(write, *len, *unmap))]
+        }
+    }
+}
+
+/// What a disk write counts for in an epoch's sizes: its bytes, or what a range takes.
+pub(crate) fn disk_cost(write: &DiskWrite) -> u64 {
+    match &write.data {
+        DiskData::Bytes(bytes) => bytes.len() as u64,
+        DiskData::Zeroes { .. } => RANGE_COST,
+    }
+}
+
+/// Which disk, where, how many zeroes, and whether the space was given back.
+fn zero_fields(write: &DiskWrite, len: u64, unmap: bool) -> [u8; 21] {
+    let mut fields = [0; 21];
+    fields[..12].copy_from_slice(&disk_fields(write, 0));
+    fields[12..20].copy_from_slice(&len.to_le_bytes());
+    fields[20] = unmap.into();
+    fields
 }
 
 /// Which disk, and where the bytes from `start` of the write belong on it.
@@ -126,17 +159,27 @@ fn disk_fields(write: &DiskWrite, start: usize) -> [u8; 12] {
 }
 
 /// Reads back one frame's disk write.
-pub(crate) fn disk_write(payload: &[u8]) -> Option<DiskWrite> {
+pub(crate) fn disk_write(kind: Kind, payload: &[u8]) -> Option<DiskWrite> {
     let mut reader = Reader(payload);
     let disk = reader.u32()?;
     let offset = reader.u64()?;
-    let data = reader.0;
-    offset.checked_add(data.len() as u64)?;
-    (!data.is_empty()).then(|| DiskWrite {
-        disk,
-        offset,
-        data: data.into(),
-    })
+    let data = match kind {
+        Kind::DiskWrites | Kind::SyncDisk => DiskData::Bytes(reader.0.into()),
+        Kind::DiskZeroes | Kind::SyncZeroes => {
+            let len = reader.u64()?;
+            let unmap = match reader.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            };
+            reader.end()?;
+            DiskData::Zeroes { len, unmap }
+        }
+        _ => return None,
+    };
+    let span = data.span();
+    offset.checked_add(span)?;
+    (span > 0).then_some(DiskWrite { disk, offset, data })
 }
 
 fn head(fields: &[u8]) -> Vec<u8> {

@@ -20,8 +20,8 @@ pub(crate) enum Body {
     None,
     Pages(Arc<Capture>, Range<usize>),
     State(Arc<Capture>, Range<usize>),
-    /// Index of the disk write, and a range of its data.
-    Disk(Arc<Capture>, usize, Range<usize>),
+    /// The bytes of a disk write, and a range of them.
+    Disk(Arc<[u8]>, Range<usize>),
 }
 
 impl Body {
@@ -30,7 +30,7 @@ impl Body {
             Self::None => &[],
             Self::Pages(capture, range) => &capture.bytes[range.clone()],
             Self::State(capture, range) => &capture.state[range.clone()],
-            Self::Disk(capture, index, range) => &capture.disk_writes[*index].data[range.clone()],
+            Self::Disk(bytes, range) => &bytes[range.clone()],
         }
     }
 }

@@ -54,6 +54,10 @@ pub enum Kind {
     SyncDisk = 14,
     /// A frame that the guest got from its network.
     Inbound = 15,
+    /// Zeroes written to a disk in the epoch.
+    DiskZeroes = 16,
+    /// Zeroes written to a disk during the sync.
+    SyncZeroes = 17,
 }
 
 impl TryFrom<u16> for Kind {
@@ -76,6 +80,8 @@ impl TryFrom<u16> for Kind {
             13 => Self::Bye,
             14 => Self::SyncDisk,
             15 => Self::Inbound,
+            16 => Self::DiskZeroes,
+            17 => Self::SyncZeroes,
             other => return Err(WireError::Kind(other)),
         })
     }

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 
 use super::header::HEADER_LEN;
 use super::*;
-use crate::machine::{Capture, DiskWrite, Identity, InboundFrame, MemoryRegion, PAGE_SIZE};
+use crate::machine::{
+    Capture, DiskData, DiskWrite, Identity, InboundFrame, MemoryRegion, PAGE_SIZE,
+};
 
 const MEMORY: [MemoryRegion; 2] = [
     MemoryRegion {
@@ -34,7 +36,16 @@ fn epoch(pages: u64, state: usize, writes: &[usize]) -> Arc<Capture> {
         capture.disk_writes.push(DiskWrite {
             disk: index as u32,
             offset: index as u64 * 512,
-            data: vec![index as u8; *len].into(),
+            data: DiskData::Bytes(vec![index as u8; *len].into()),
+        });
+        // Zeroes in the midst of it stay in their place.
+        capture.disk_writes.push(DiskWrite {
+            disk: 9,
+            offset: index as u64,
+            data: DiskData::Zeroes {
+                len: 1 << (40 + index),
+                unmap: index % 2 == 1,
+            },
         });
     }
     Arc::new(capture)
@@ -74,27 +85,25 @@ fn receive(bytes: &[u8], piece: usize) -> Result<Option<Capture>, WireError> {
 
 /// The same epoch, whatever the pieces its disk writes travelled in.
 fn same(sent: &Capture, received: &Capture) -> bool {
-    let mut disks: Vec<(u32, u64, Vec<u8>)> = Vec::new();
+    let mut disks: Vec<DiskWrite> = Vec::new();
     for write in &received.disk_writes {
-        match disks.last_mut() {
-            Some((disk, offset, data))
-                if *disk == write.disk && *offset + data.len() as u64 == write.offset =>
-            {
-                data.extend_from_slice(&write.data);
-            }
-            _ => disks.push((write.disk, write.offset, write.data.to_vec())),
+        if let DiskData::Bytes(bytes) = &write.data
+            && let Some(last) = disks.last_mut()
+            && let DiskData::Bytes(before) = &last.data
+            && last.disk == write.disk
+            && last.offset + last.data.span() == write.offset
+        {
+            last.data = DiskData::Bytes([&before[..], bytes].concat().into());
+        } else {
+            disks.push(write.clone());
         }
     }
-    let wanted = sent
-        .disk_writes
-        .iter()
-        .filter(|write| !write.data.is_empty());
+    let wanted = sent.disk_writes.iter();
+    let wanted = wanted.filter(|write| write.data.span() > 0);
     sent.state == received.state
         && sent.pages == received.pages
         && sent.bytes == received.bytes
-        && wanted
-            .map(|write| (write.disk, write.offset, write.data.to_vec()))
-            .eq(disks)
+        && wanted.eq(&disks)
 }
 
 #[test]
@@ -212,6 +221,45 @@ fn a_reason_is_one_short_line() {
     assert!(reason.starts_with("no  [31m") && reason.len() == 512);
 }
 
+#[test]
+fn a_range_of_zeroes_is_checked() {
+    let payload = |offset: u64, len: u64, unmap: u8| {
+        let mut payload = 3u32.to_le_bytes().to_vec();
+        payload.extend(offset.to_le_bytes());
+        payload.extend(len.to_le_bytes());
+        payload.push(unmap);
+        payload
+    };
+    for kind in [Kind::DiskZeroes, Kind::SyncZeroes] {
+        let good = payload(512, 1 << 40, 1);
+        let write = disk_write(kind, &good).expect("a sound range");
+        let (len, unmap) = (1 << 40, true);
+        assert_eq!((write.disk, write.offset), (3, 512));
+        assert_eq!(write.data, DiskData::Zeroes { len, unmap });
+        let sent = sync_disk_frames(1, &write);
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].head[HEADER_LEN..], good);
+
+        assert_eq!(disk_write(kind, &payload(512, 0, 1)), None);
+        assert_eq!(disk_write(kind, &payload(512, 1, 2)), None);
+        assert_eq!(disk_write(kind, &payload(1, u64::MAX, 0)), None);
+        assert_eq!(disk_write(kind, &[&good[..], &[0]].concat()), None);
+        for len in 0..good.len() {
+            assert_eq!(disk_write(kind, &good[..len]), None);
+        }
+    }
+}
+
+#[test]
+fn ranges_of_zeroes_are_bounded_by_number() {
+    let sizes = [0, 0, 63].map(u64::to_le_bytes).concat();
+    let begin = Frame::new(Kind::EpochBegin, 1, 5, &sizes).head;
+    let range = [&[0; 12][..], &1u64.to_le_bytes(), &[1]].concat();
+    let range = Frame::new(Kind::DiskZeroes, 1, 5, &range).head;
+    let error = receive(&[begin, range].concat(), 4096);
+    assert_eq!(error, Err(WireError::EpochTooLarge(5)));
+}
+
 proptest! {
     #[test]
     fn a_changed_byte_makes_no_epoch(at in any::<prop::sample::Index>(), flip in 1..=255u8) {
@@ -236,14 +284,14 @@ proptest! {
     /// Frames with sound checksums and rubbish within: their parsers are on their own.
     #[test]
     fn rubbish_in_sound_frames_is_refused(
-        parts in vec((1..16u16, 0..3u64, vec(any::<u8>(), 0..600)), 1..8),
+        parts in vec((1..18u16, 0..3u64, vec(any::<u8>(), 0..600)), 1..8),
     ) {
         let mut stream = Vec::new();
         for (kind, epoch, payload) in &parts {
             let kind = Kind::try_from(*kind).expect("a kind that exists");
             stream.extend(Frame::new(kind, 1, *epoch, payload).head);
             let _ = Hello::decode(payload);
-            let _ = disk_write(payload);
+            let _ = disk_write(kind, payload);
             let _ = inbound(*epoch, payload);
             let _ = PageList::default().decode(kind, payload, &MEMORY);
         }

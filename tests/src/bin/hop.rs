@@ -18,7 +18,7 @@ use evertwin::config::{AfterEnd, DiskConfig, KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin::memory::PAGE_SIZE;
 use evertwin::twin::Twin;
-use evertwin_replicator::machine::{Capture, DiskWrite, Machine as _};
+use evertwin_replicator::machine::{Capture, DiskData, DiskWrite, Machine as _};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
@@ -88,7 +88,15 @@ fn repeat(writes: &[DiskWrite], image: &Path) -> io::Result<()> {
     let image = OpenOptions::new().write(true).open(image)?;
     writes
         .iter()
-        .try_for_each(|write| image.write_all_at(&write.data, write.offset))
+        .try_for_each(|write| image.write_all_at(bytes_of(&write.data), write.offset))
+}
+
+/// Pico neither discards nor writes zeroes.
+fn bytes_of(data: &DiskData) -> &[u8] {
+    match data {
+        DiskData::Bytes(bytes) => bytes,
+        DiskData::Zeroes { .. } => unreachable!("a range of zeroes from pico"),
+    }
 }
 
 /// Lets the guest run for `time`; its own end is an error.
@@ -148,7 +156,7 @@ impl Checkpoint {
             checkpoint.disk_writes.push(DiskWrite {
                 disk: u32::try_from(read_number(input)?)?,
                 offset: read_number(input)?,
-                data: read_bytes(input)?.into(),
+                data: DiskData::Bytes(read_bytes(input)?.into()),
             });
         }
         checkpoint.state = read_bytes(input)?;
@@ -165,7 +173,7 @@ impl Checkpoint {
         for DiskWrite { disk, offset, data } in &self.disk_writes {
             write_number(out, u64::from(*disk))?;
             write_number(out, *offset)?;
-            write_bytes(out, data)?;
+            write_bytes(out, bytes_of(data))?;
         }
         write_bytes(out, &self.state)?;
         Ok(out.flush()?)

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom as Place, fallocate, flock, seek};
 
+use super::operation::is_impossible;
+
 /// Size of a sector in bytes (virtio 1.2, 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -162,13 +164,22 @@ impl DiskImage {
 
     /// Makes the whole image read as zeroes.
     pub(super) fn clear(&self) -> io::Result<()> {
-        let end = self.sectors * SECTOR_BYTES;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if fallocate(&self.file, flags, 0, end).is_ok() {
-            return Ok(());
+        self.zero_at(0, self.sectors * SECTOR_BYTES, true)
+    }
+
+    /// Makes a range read as zeroes, now. Its space is given back if `unmap` and possible.
+    pub(super) fn zero_at(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.check(offset, len)?;
+        let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
+        for way in &ways[usize::from(!unmap)..] {
+            match fallocate(&self.file, *way | FallocateFlags::KEEP_SIZE, offset, len) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_impossible(&error.into()) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        let zeroes = vec![0; CLEAR_BYTES];
-        let mut at = 0;
+        let zeroes = vec![0; CLEAR_BYTES.min(usize::try_from(len).unwrap_or(CLEAR_BYTES))];
+        let (mut at, end) = (offset, offset + len);
         while at < end {
             let len = (end - at).min(CLEAR_BYTES as u64);
             self.file.write_all_at(&zeroes[..len as usize], at)?;
@@ -179,16 +190,20 @@ impl DiskImage {
 
     /// Writes to the image, now.
     pub(super) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if !self.contains(offset, data.len() as u64) {
-            let message = format!(
-                "a write of {} bytes at {offset} is outside disk image {}: give both twins images \
-                 of one size",
-                data.len(),
-                self.path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
+        self.check(offset, data.len() as u64)?;
         self.file.write_all_at(data, offset)
+    }
+
+    fn check(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.contains(offset, len) {
+            return Ok(());
+        }
+        let message = format!(
+            "a write of {len} bytes at {offset} is outside disk image {}: give both twins images \
+             of one size",
+            self.path.display()
+        );
+        Err(io::Error::new(io::ErrorKind::InvalidData, message))
     }
 }
 
@@ -287,6 +302,9 @@ mod tests {
         image.write_at(512, &[1; 512]).unwrap();
         assert!(image.write_at(513, &[1; 512]).is_err());
         assert!(image.write_at(u64::MAX, &[1]).is_err());
+        for (offset, len) in [(512, 513), (1024, 1), (1, u64::MAX), (0, 1025)] {
+            assert!(image.zero_at(offset, len, true).is_err(), "{offset} {len}");
+        }
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1024);
     }
 }

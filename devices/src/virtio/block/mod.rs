@@ -1,6 +1,7 @@
 //! The block device (virtio 1.2, 5.2) over a raw image.
 
 mod image;
+mod operation;
 mod request;
 mod ring;
 mod serial;
@@ -14,12 +15,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
 use super::{
-    Backend, BackendState, Broken, DeviceIdentity, DiskWrite, RestoreError, Source, Transport,
-    TransportState,
+    Backend, BackendState, Broken, DeviceIdentity, DiskData, DiskWrite, RestoreError, Source,
+    Transport, TransportState,
 };
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
-use request::{MAX_REQUEST_BYTES, Request, Status};
-use ring::{DEPTH, DiskRing, Finished, Operation};
+use operation::{Effect, Operation, Zeroing};
+use request::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, Request, Status};
+use ring::{DEPTH, DiskRing, Finished};
 pub use serial::{DiskSerial, DiskSerialError};
 
 /// Device type of a block device (virtio 1.2, 5.2.1).
@@ -33,7 +35,11 @@ mod feature {
     pub(super) const SIZE_MAX: u64 = 1 << 1;
     pub(super) const SEG_MAX: u64 = 1 << 2;
     pub(super) const RO: u64 = 1 << 5;
+    pub(super) const BLK_SIZE: u64 = 1 << 6;
     pub(super) const FLUSH: u64 = 1 << 9;
+    pub(super) const TOPOLOGY: u64 = 1 << 10;
+    pub(super) const DISCARD: u64 = 1 << 13;
+    pub(super) const WRITE_ZEROES: u64 = 1 << 14;
 }
 
 /// Most data segments of a request: what the queue holds, less header and status.
@@ -42,10 +48,15 @@ const SEG_MAX: u32 = 126;
 const SIZE_MAX: u32 = 32 << 10;
 const _: () = assert!(SEG_MAX * SIZE_MAX <= MAX_REQUEST_BYTES);
 
+/// What images are best written in, as a power of two of sectors: 4 KiB.
+const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
+
 /// New requests wait while this many bytes are in flight.
 const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
 /// New requests wait while this many bytes of writes are recorded and not yet taken.
 const MAX_RECORDED_BYTES: usize = 64 << 20;
+/// What a recorded range of zeroes counts as, for it takes the twin some time as well.
+const RECORDED_RANGE_BYTES: usize = 64 << 10;
 /// Chains taken in one go before other devices get their turn.
 const BUDGET: usize = 512;
 /// Rounds of answering and starting in one go.
@@ -209,13 +220,19 @@ impl Block {
                 // Without FLUSH the driver takes each write for durable (5.2.6.2).
                 durable: !transport.has(feature::FLUSH),
             },
+            Ok(Request::Zero { offset, len, how }) => Operation::Zero {
+                offset,
+                len,
+                how,
+                durable: !transport.has(feature::FLUSH),
+            },
             Ok(Request::Flush) => Operation::Flush,
             Ok(Request::GetId) => {
                 return answer(transport, &chain, Status::Ok, &self.serial.bytes());
             }
             Err(status) => return answer(transport, &chain, status, &[]),
         };
-        let bytes = operation.len();
+        let bytes = operation.held();
         let token = self.next_token;
         self.next_token += 1;
         self.in_flight_bytes += bytes;
@@ -249,7 +266,7 @@ impl Block {
             count += 1;
             self.in_flight_bytes -= request.bytes;
             let status = match outcome {
-                Ok(()) => Status::Ok,
+                Ok(_) => Status::Ok,
                 Err(_) => Status::IoError,
             };
             let wanted = !request.orphan && transport.is_active() && result.is_ok();
@@ -260,17 +277,8 @@ impl Block {
                 };
                 result = answer(transport, &request.chain, status, data);
             }
-            // A failed write may be on the disk in part; repeating it on the twin is one of
-            // the outcomes the guest must expect.
-            if let Operation::Write { offset, data, .. } = operation
-                && self.recording
-            {
-                self.recorded_bytes += data.len();
-                self.recorded.push(DiskWrite {
-                    disk: self.disk,
-                    offset,
-                    data,
-                });
+            if self.recording {
+                self.record(operation, &outcome);
             }
         }
         result?;
@@ -278,6 +286,33 @@ impl Block {
             transport.interrupt_used(QUEUE)?;
         }
         Ok(count)
+    }
+
+    /// Keeps what has changed on the disk for the twin.
+    fn record(&mut self, operation: Operation, outcome: &io::Result<Effect>) {
+        // What failed may be on the disk in part; repeating it on the twin is one of the
+        // outcomes the guest must expect.
+        let (offset, data) = match operation {
+            Operation::Write { offset, data, .. } => (offset, DiskData::Bytes(data)),
+            Operation::Zero {
+                offset, len, how, ..
+            } if !matches!(outcome, Ok(Effect::Nothing)) => {
+                let unmap = how != Zeroing::Keep;
+                (offset, DiskData::Zeroes { len, unmap })
+            }
+            Operation::Read { .. } | Operation::Zero { .. } | Operation::Flush => return,
+        };
+        self.recorded_bytes += match (&data, outcome) {
+            (DiskData::Bytes(bytes), _) => bytes.len(),
+            // The twin will have to write them one by one, too.
+            (DiskData::Zeroes { len, .. }, Ok(Effect::ZeroesWritten)) => *len as usize,
+            (DiskData::Zeroes { .. }, _) => RECORDED_RANGE_BYTES,
+        };
+        self.recorded.push(DiskWrite {
+            disk: self.disk,
+            offset,
+            data,
+        });
     }
 }
 
@@ -321,19 +356,40 @@ impl Backend for Block {
     }
 
     fn features(&self) -> u64 {
-        let base = feature::SIZE_MAX | feature::SEG_MAX | feature::FLUSH;
+        let base = feature::SIZE_MAX
+            | feature::SEG_MAX
+            | feature::BLK_SIZE
+            | feature::TOPOLOGY
+            | feature::FLUSH;
         match self.ring.image().read_only() {
             true => base | feature::RO,
-            false => base,
+            false => base | feature::DISCARD | feature::WRITE_ZEROES,
         }
     }
 
-    /// `struct virtio_blk_config` (5.2.4) up to `seg_max`.
+    /// `struct virtio_blk_config` (5.2.4).
     fn config(&self) -> Vec<u8> {
-        let mut config = Vec::with_capacity(16);
+        let mut config = Vec::with_capacity(60);
         config.extend(self.ring.image().sectors().to_le_bytes());
         config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
+        // No geometry.
+        config.extend([0; 4]);
+        config.extend((SECTOR_BYTES as u32).to_le_bytes());
+        // Topology: physical block, alignment, least and best size of a request in sectors.
+        config.extend([PHYSICAL_BLOCK_EXPONENT, 0]);
+        config.extend((1u16 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
+        config.extend(0u32.to_le_bytes());
+        // No choice of caching, one queue.
+        config.extend([0; 4]);
+        config.extend(MAX_RANGE_SECTORS.to_le_bytes());
+        config.extend(MAX_RANGES.to_le_bytes());
+        // Discards give back whole physical blocks.
+        config.extend((1u32 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
+        config.extend(MAX_RANGE_SECTORS.to_le_bytes());
+        config.extend(MAX_RANGES.to_le_bytes());
+        // Write zeroes may give space back.
+        config.extend([1, 0, 0, 0]);
         config
     }
 
@@ -440,7 +496,11 @@ impl Backend for Block {
 
     fn apply_disk_writes(&mut self, writes: &[DiskWrite]) -> io::Result<()> {
         for write in writes.iter().filter(|write| write.disk == self.disk) {
-            self.ring.image().write_at(write.offset, &write.data)?;
+            let image = self.ring.image();
+            match &write.data {
+                DiskData::Bytes(bytes) => image.write_at(write.offset, bytes)?,
+                DiskData::Zeroes { len, unmap } => image.zero_at(write.offset, *len, *unmap)?,
+            }
         }
         Ok(())
     }
@@ -454,7 +514,7 @@ impl Backend for Block {
         Ok(found.map(|(offset, data)| DiskWrite {
             disk: self.disk,
             offset,
-            data: data.into(),
+            data: DiskData::Bytes(data.into()),
         }))
     }
 
@@ -485,3 +545,5 @@ pub(super) fn empty_state() -> BackendState {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod zero_tests;

@@ -2,11 +2,21 @@
 
 use super::super::chain::Chain;
 use super::image::{DiskImage, SECTOR_BYTES};
+use super::operation::Zeroing;
 use super::serial::ID_BYTES;
 use crate::GuestMemory;
 
 /// Longest read or write accepted, in bytes.
 pub(super) const MAX_REQUEST_BYTES: u32 = 4 << 20;
+
+/// Longest range accepted in a discard or write zeroes request, in sectors: 1 GiB.
+pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// Ranges accepted in such a request.
+pub(super) const MAX_RANGES: u32 = 1;
+/// Bytes of a range: sector, number of sectors, flags (5.2.6).
+const RANGE_BYTES: u32 = 16;
+/// The range's space may be given back (5.2.6).
+const FLAG_UNMAP: u32 = 1;
 
 /// Bytes before the data: type, reserved, sector.
 const HEADER_BYTES: u32 = 16;
@@ -17,6 +27,8 @@ mod kind {
     pub(super) const OUT: u32 = 1;
     pub(super) const FLUSH: u32 = 4;
     pub(super) const GET_ID: u32 = 8;
+    pub(super) const DISCARD: u32 = 11;
+    pub(super) const WRITE_ZEROES: u32 = 13;
 }
 
 /// How a request ended (5.2.6).
@@ -33,6 +45,7 @@ pub(super) enum Status {
 pub(super) enum Request {
     Read { offset: u64, len: u32 },
     Write { offset: u64, data: Vec<u8> },
+    Zero { offset: u64, len: u64, how: Zeroing },
     Flush,
     GetId,
 }
@@ -77,10 +90,46 @@ impl Request {
                 }
                 Ok(Self::Write { offset, data })
             }
+            kind::DISCARD | kind::WRITE_ZEROES if image.read_only() => Err(Status::IoError),
+            kind @ (kind::DISCARD | kind::WRITE_ZEROES) => {
+                let mut range = [0u8; RANGE_BYTES as usize];
+                let whole = readable == MAX_RANGES * RANGE_BYTES
+                    && chain.readable.read(mem, HEADER_BYTES, &mut range);
+                if whole {
+                    parse_range(kind, range, image)
+                } else {
+                    Err(Status::IoError)
+                }
+            }
             kind::FLUSH => Ok(Self::Flush),
             kind::GET_ID if writable as usize >= ID_BYTES => Ok(Self::GetId),
             kind::GET_ID => Err(Status::IoError),
             _ => Err(Status::Unsupported),
         }
+    }
+}
+
+/// Reads `struct virtio_blk_discard_write_zeroes` (5.2.6).
+fn parse_range(
+    kind: u32,
+    range: [u8; RANGE_BYTES as usize],
+    image: &DiskImage,
+) -> Result<Request, Status> {
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+    // Flags come first: unknown ones, and unmap in a discard, are "unsupported" (5.2.6.2).
+    let how = match (kind, u32::from_le_bytes(flags)) {
+        (kind::DISCARD, 0) => Zeroing::Discard,
+        (kind::WRITE_ZEROES, 0) => Zeroing::Keep,
+        (kind::WRITE_ZEROES, FLAG_UNMAP) => Zeroing::Unmap,
+        _ => return Err(Status::Unsupported),
+    };
+    let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
+    let len = u64::from(sectors) * SECTOR_BYTES;
+    if (1..=MAX_RANGE_SECTORS).contains(&sectors) && image.contains(offset, len) {
+        Ok(Request::Zero { offset, len, how })
+    } else {
+        Err(Status::IoError)
     }
 }

@@ -1,4 +1,4 @@
-//! The disk side: reads, writes and flushes of an image through io_uring.
+//! The disk side: operations on an image through io_uring.
 //!
 //! The kernel works on buffers that this module owns, never on guest memory, so that a
 //! checkpoint can't catch it half way (I3).
@@ -7,57 +7,21 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::image::DiskImage;
+use super::operation::{Effect, Operation, Slot};
 
 /// Most operations in flight.
 pub(super) const DEPTH: usize = 256;
-
-/// Times an operation is started again after `EINTR`, `EAGAIN` or a short transfer.
-const MAX_RETRIES: u32 = 64;
-
-/// What is to be done on the disk.
-#[derive(Debug)]
-pub(super) enum Operation {
-    Read {
-        offset: u64,
-        data: Vec<u8>,
-    },
-    Write {
-        offset: u64,
-        data: Arc<[u8]>,
-        /// On stable storage before it is reported as done.
-        durable: bool,
-    },
-    Flush,
-}
-
-impl Operation {
-    /// Bytes to move.
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Read { data, .. } => data.len(),
-            Self::Write { data, .. } => data.len(),
-            Self::Flush => 0,
-        }
-    }
-}
-
-struct Slot {
-    operation: Operation,
-    done: usize,
-    retries: u32,
-}
 
 /// A finished operation.
 pub(super) struct Finished {
     pub(super) token: u64,
     pub(super) operation: Operation,
-    pub(super) result: io::Result<()>,
+    pub(super) result: io::Result<Effect>,
 }
 
 /// An image and the operations in flight on it.
@@ -96,12 +60,7 @@ impl DiskRing {
 
     /// Queues an operation under a token that is not in use; [`Self::submit`] starts it.
     pub(super) fn push(&mut self, token: u64, operation: Operation) {
-        let slot = Slot {
-            operation,
-            done: 0,
-            retries: 0,
-        };
-        self.slots.insert(token, slot);
+        self.slots.insert(token, Slot::new(operation));
         self.start(token);
     }
 
@@ -141,10 +100,10 @@ impl DiskRing {
                 continue;
             };
             if let Some(result) = slot.settle(result) {
-                if let Some(Slot { operation, .. }) = self.slots.remove(&token) {
+                if let Some(slot) = self.slots.remove(&token) {
                     finished.push(Finished {
                         token,
-                        operation,
+                        operation: slot.operation,
                         result,
                     });
                 }
@@ -174,58 +133,6 @@ impl DiskRing {
                 tracing::debug!(%error, "disk operations can't be started yet");
                 std::thread::yield_now();
             }
-        }
-    }
-}
-
-impl Slot {
-    fn entry(&mut self, file: types::Fd) -> squeue::Entry {
-        let done = self.done;
-        match &mut self.operation {
-            Operation::Read { offset, data } => {
-                let rest = &mut data[done..];
-                opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32)
-                    .offset(*offset + done as u64)
-                    .build()
-            }
-            Operation::Write {
-                offset,
-                data,
-                durable,
-            } => {
-                let rest = &data[done..];
-                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32)
-                    .offset(*offset + done as u64)
-                    .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
-                    .build()
-            }
-            Operation::Flush => opcode::Fsync::new(file)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
-        }
-    }
-
-    /// Takes the kernel's result. None if the operation must be started again.
-    fn settle(&mut self, result: i32) -> Option<io::Result<()>> {
-        let left = self.operation.len() - self.done;
-        let outcome = match usize::try_from(result) {
-            Ok(moved) if moved >= left => return Some(Ok(())),
-            Ok(0) => return Some(Err(io::ErrorKind::UnexpectedEof.into())),
-            Ok(moved) => {
-                self.done += moved;
-                io::Error::from(io::ErrorKind::UnexpectedEof)
-            }
-            Err(_) => io::Error::from_raw_os_error(-result),
-        };
-        self.retries += 1;
-        let passing = matches!(
-            outcome.kind(),
-            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::UnexpectedEof
-        );
-        if passing && self.retries <= MAX_RETRIES {
-            None
-        } else {
-            Some(Err(outcome))
         }
     }
 }

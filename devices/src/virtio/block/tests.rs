@@ -12,31 +12,51 @@ use super::super::testing::{self, Buf, DATA, Driver, readable, reg, writable};
 use super::*;
 use crate::GuestMemory;
 
-const SECTORS: u64 = 16384;
-const ALL: u64 = TRANSPORT | feature::SIZE_MAX | feature::SEG_MAX | feature::FLUSH;
-const OK: u8 = 0;
-const IO_ERROR: u8 = 1;
-const UNSUPPORTED: u8 = 2;
+pub(super) const SECTORS: u64 = 16384;
+pub(super) const ALL: u64 = TRANSPORT
+    | feature::SIZE_MAX
+    | feature::SEG_MAX
+    | feature::BLK_SIZE
+    | feature::TOPOLOGY
+    | feature::FLUSH;
+/// What only a writable disk offers.
+pub(super) const ZEROING: u64 = feature::DISCARD | feature::WRITE_ZEROES;
+pub(super) const DISCARD: u32 = 11;
+pub(super) const WRITE_ZEROES: u32 = 13;
+pub(super) const OK: u8 = 0;
+pub(super) const IO_ERROR: u8 = 1;
+pub(super) const UNSUPPORTED: u8 = 2;
 
 /// Where headers and status bytes of the n-th request are.
 fn header_at(n: u64) -> u64 {
     0x8_0000 + 32 * n
 }
 
-struct Disk {
-    driver: Driver<Block>,
-    path: PathBuf,
+pub(super) struct Disk {
+    pub(super) driver: Driver<Block>,
+    pub(super) path: PathBuf,
     requests: u64,
     _dir: TempDir,
 }
 
 impl Disk {
-    fn new(features: u64, read_only: bool) -> Self {
+    pub(super) fn new(features: u64, read_only: bool) -> Self {
         Self::with_memory(testing::memory(), features, read_only)
     }
 
     fn with_memory(mem: Arc<GuestMemory>, features: u64, read_only: bool) -> Self {
-        let (dir, path) = image();
+        Self::on(tempfile::tempdir().unwrap(), mem, features, read_only)
+    }
+
+    /// With its image in this directory.
+    pub(super) fn on(dir: TempDir, mem: Arc<GuestMemory>, features: u64, read_only: bool) -> Self {
+        image_in(&dir);
+        Self::at(dir, mem, features, read_only)
+    }
+
+    /// With what is called `disk.img` in this directory.
+    pub(super) fn at(dir: TempDir, mem: Arc<GuestMemory>, features: u64, read_only: bool) -> Self {
+        let path = dir.path().join("disk.img");
         let block = Block::open(0, &path, read_only, DiskSerial::of_disk(0)).unwrap();
         Self {
             driver: Driver::up(mem, block, features, 256),
@@ -47,8 +67,9 @@ impl Disk {
     }
 
     /// A device over a blank image that carries on with the driver of another.
-    fn twin(other: &Self, mem: Arc<GuestMemory>) -> Self {
-        let (dir, path) = image();
+    pub(super) fn twin(other: &Self, mem: Arc<GuestMemory>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image_in(&dir);
         let mut driver = Driver::new(
             mem,
             Block::open(0, &path, false, DiskSerial::of_disk(0)).unwrap(),
@@ -77,14 +98,14 @@ impl Disk {
     }
 
     /// Offers a request; gives the address of its status byte.
-    fn offer(&mut self, kind: u32, sector: u64, data: &[Buf]) -> u64 {
+    pub(super) fn offer(&mut self, kind: u32, sector: u64, data: &[Buf]) -> u64 {
         let (buffers, status) = self.buffers(kind, sector, data);
         self.driver.offer(QUEUE, &buffers);
         status
     }
 
     /// Has a request done; gives its status and how many bytes were written.
-    fn request(&mut self, kind: u32, sector: u64, data: &[Buf]) -> (u8, u32) {
+    pub(super) fn request(&mut self, kind: u32, sector: u64, data: &[Buf]) -> (u8, u32) {
         let status = self.offer(kind, sector, data);
         self.driver.kick(QUEUE);
         let returned = self.driver.wait(QUEUE, 1);
@@ -95,17 +116,16 @@ impl Disk {
         self.driver.bytes(at, 1)[0]
     }
 
-    fn contents(&self) -> Vec<u8> {
+    pub(super) fn contents(&self) -> Vec<u8> {
         fs::read(&self.path).unwrap()
     }
 }
 
-fn image() -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
+fn image_in(dir: &TempDir) -> PathBuf {
     let path = dir.path().join("disk.img");
     let file = fs::File::create(&path).unwrap();
     file.set_len(SECTORS * SECTOR_BYTES).unwrap();
-    (dir, path)
+    path
 }
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
@@ -156,6 +176,13 @@ fn configuration_tells_size_and_limits() {
     assert_eq!(disk.driver.config(8, 4), SIZE_MAX.to_le_bytes());
     assert_eq!(disk.driver.config(12, 4), SEG_MAX.to_le_bytes());
     assert_eq!(disk.driver.get(0x08), 2);
+    // Logical block, topology, and what discard and write zeroes take.
+    assert_eq!(disk.driver.config(20, 4), 512u32.to_le_bytes());
+    assert_eq!(disk.driver.config(24, 8), [3, 0, 8, 0, 0, 0, 0, 0]);
+    let word = |at| u32::from_le_bytes(disk.driver.config(at, 4).try_into().unwrap());
+    assert_eq!([36, 40, 44].map(word), [MAX_RANGE_SECTORS, 1, 8]);
+    assert_eq!([48, 52].map(word), [MAX_RANGE_SECTORS, 1]);
+    assert_eq!(disk.driver.config(56, 1), [1]);
 }
 
 #[test]
@@ -283,7 +310,7 @@ fn writes_are_recorded_and_repeated_on_the_twin() {
     let mut writes = disk.driver.device().take_disk_writes();
     assert_eq!(writes.len(), 2);
     assert_eq!(
-        (writes[0].disk, writes[0].offset, writes[0].data.len()),
+        (writes[0].disk, writes[0].offset, writes[0].data.span()),
         (0, 1024, 1024)
     );
     assert!(disk.driver.device().take_disk_writes().is_empty());
@@ -465,9 +492,11 @@ fn reset_forgets_requests_but_not_their_writes() {
 #[test]
 fn device_features_depend_on_the_image() {
     let disk = Disk::new(ALL | INDIRECT_DESC, false);
-    assert_eq!(disk.driver.device().backend().features() & feature::RO, 0);
+    let offered = disk.driver.device().backend().features();
+    assert_eq!(offered & (feature::RO | ZEROING), ZEROING);
     let disk = Disk::new(ALL, true);
-    assert_ne!(disk.driver.device().backend().features() & feature::RO, 0);
+    let offered = disk.driver.device().backend().features();
+    assert_eq!(offered & (feature::RO | ZEROING), feature::RO);
     let identity = disk.driver.device().identity();
     assert_eq!(
         identity.to_string(),

@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use evertwin_replicator::machine::{
-    Capture, DiskPosition, DiskWrite, Identity, InboundFrame, Machine, MachineError, MemoryRegion,
-    PAGE_SIZE,
+    Capture, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame, Machine, MachineError,
+    MemoryRegion, PAGE_SIZE,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -185,11 +185,18 @@ impl Inner {
         self.disk[(count % 16) as usize] = count;
         if self.tracking {
             self.dirty.insert(page);
-            self.writes.push(DiskWrite {
+            // Zeroed first, in the same epoch: the order counts.
+            let offset = (count % 16) * 8;
+            let zeroes = DiskData::Zeroes {
+                len: 8,
+                unmap: true,
+            };
+            let number = DiskData::Bytes(count.to_le_bytes().as_slice().into());
+            self.writes.extend([zeroes, number].map(|data| DiskWrite {
                 disk: 0,
-                offset: (count % 16) * 8,
-                data: count.to_le_bytes().as_slice().into(),
-            });
+                offset,
+                data,
+            }));
         }
         if !self.held {
             self.world.lock().expect("unpoisoned").push(count);
@@ -230,7 +237,11 @@ impl Inner {
     fn repeat(&mut self, writes: &[DiskWrite]) {
         for write in writes {
             let first = write.offset as usize / 8;
-            for (index, word) in write.data.chunks_exact(8).enumerate() {
+            let bytes = match &write.data {
+                DiskData::Bytes(bytes) => bytes,
+                DiskData::Zeroes { len, .. } => &vec![0; *len as usize].into(),
+            };
+            for (index, word) in bytes.chunks_exact(8).enumerate() {
                 let word = word.try_into().expect("eight bytes");
                 self.disk[first + index] = u64::from_le_bytes(word);
             }
@@ -311,7 +322,7 @@ impl Machine for FakeVm {
             writes.push(DiskWrite {
                 disk: 0,
                 offset: from.offset,
-                data: data.into(),
+                data: DiskData::Bytes(data.into()),
             });
         }
         writes.append(&mut inner.writes);
