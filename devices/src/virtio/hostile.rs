@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::block::Block;
 use super::feature::TRANSPORT;
 use super::net::Net;
+use super::rng::Rng;
 use super::testing::{self, DATA, Driver, INDIRECT, MEMORY_BYTES, WRITE, reg};
 use super::{Backend, Device};
 use crate::bus::BusDevice;
@@ -64,6 +65,15 @@ fn net() -> Victim<Net> {
         driver: Driver::up(testing::memory(), net, TRANSPORT, QUEUE_SIZE),
         wire: Some(wire),
         gate: Some(gate),
+        _dir: None,
+    }
+}
+
+fn rng() -> Victim<Rng> {
+    Victim {
+        driver: Driver::up(testing::memory(), Rng::new(), TRANSPORT, QUEUE_SIZE),
+        wire: None,
+        gate: None,
         _dir: None,
     }
 }
@@ -384,6 +394,11 @@ proptest! {
     }
 
     #[test]
+    fn rng_survives_anything(deeds in prop::collection::vec(wild_deed(), 1..200)) {
+        anything_goes(rng(), &deeds);
+    }
+
+    #[test]
     fn net_survives_anything(deeds in prop::collection::vec(wild_deed(), 1..200)) {
         anything_goes(net(), &deeds);
     }
@@ -395,6 +410,11 @@ proptest! {
     #[test]
     fn block_writes_stay_inside(deeds in prop::collection::vec(ring_deed(false), 1..60)) {
         writes_stay_inside(block(), &deeds, Block::is_idle);
+    }
+
+    #[test]
+    fn rng_writes_stay_inside(deeds in prop::collection::vec(ring_deed(false), 1..60)) {
+        writes_stay_inside(rng(), &deeds, |_| true);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod hostile;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+pub mod rng;
 mod state;
 #[cfg(test)]
 mod testing;
@@ -93,6 +94,8 @@ pub enum DeviceIdentity {
         /// Its address.
         mac: [u8; 6],
     },
+    /// An entropy device.
+    Rng,
 }
 
 impl fmt::Display for DeviceIdentity {
@@ -112,6 +115,7 @@ impl fmt::Display for DeviceIdentity {
             } => {
                 write!(f, "net {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
             }
+            Self::Rng => f.write_str("rng"),
         }
     }
 }
@@ -188,6 +192,8 @@ pub enum BackendState {
     Block(block::BlockState),
     /// Of a network device.
     Net(net::NetState),
+    /// Of an entropy device, which has none.
+    Rng,
 }
 
 /// A queue or register can't be used as the guest set it up: the device stops and asks

@@ -17,6 +17,7 @@ use evertwin_devices::serial::{COM1_PORT, PORTS, Serial};
 use evertwin_devices::virtio::block::{Block, DiskSerial};
 use evertwin_devices::virtio::mmio::QUEUE_NOTIFY;
 use evertwin_devices::virtio::net::{Net, open_tap};
+use evertwin_devices::virtio::rng::Rng;
 use evertwin_devices::virtio::{Backend, VirtioMmio};
 use kvm_ioctls::Kvm;
 
@@ -30,6 +31,9 @@ use crate::{layout, memory};
 
 /// As many virtio devices as there are interrupt lines for them.
 pub(crate) const MAX_DEVICES: usize = (layout::LAST_GSI - layout::FIRST_GSI + 1) as usize;
+
+/// All but the entropy device, which every VM has.
+pub(super) const MAX_CONFIGURED: usize = MAX_DEVICES - 1;
 
 /// Most output held for each sink before its device must wait, in bytes.
 const GATE_LIMIT: usize = 16 << 20;
@@ -165,7 +169,7 @@ fn device_error<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> Error
     move |e| Error::Device(format!("can't set up the {what}: {e}"))
 }
 
-/// Disks first, then cards, each kind in the order of the configuration.
+/// Disks first, then cards, each kind in the order of the configuration, then the rest.
 fn virtio_devices(
     config: &VmConfig,
     memory: &Arc<GuestMemory>,
@@ -173,7 +177,7 @@ fn virtio_devices(
     inbound: &Arc<InboundLog>,
 ) -> Result<Vec<SharedDevice>, Error> {
     let count = config.disks.len() + config.nets.len();
-    if count > MAX_DEVICES {
+    if count > MAX_CONFIGURED {
         return Err(Error::TooManyDevices(count));
     }
     let mut devices: Vec<SharedDevice> = Vec::new();
@@ -191,6 +195,7 @@ fn virtio_devices(
             .map_err(device_error("network card"))?;
         devices.push(behind_mmio(memory, net)?);
     }
+    devices.push(behind_mmio(memory, Rng::new())?);
     Ok(devices)
 }
 
