@@ -28,7 +28,7 @@ pub struct InboundFrame {
     pub card: u32,
     /// The epoch in which the guest got it.
     pub epoch: u64,
-    /// The frame as it was on the wire.
+    /// The frame as it came from the TAP, with its header.
     pub bytes: Vec<u8>,
 }
 

@@ -75,7 +75,7 @@ pub struct InboundFrame {
     pub card: u32,
     /// The epoch in which the guest got it.
     pub epoch: u64,
-    /// The frame, at most 65,550 bytes.
+    /// The frame behind its card's header, at most 65,562 bytes.
     pub bytes: Vec<u8>,
 }
 

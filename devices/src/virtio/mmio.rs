@@ -200,6 +200,7 @@ impl<B: Backend> VirtioMmio<B> {
         self.transport.status |= added;
         if added & status::DRIVER_OK != 0 {
             tracing::debug!(device = self.backend.name(), "driver is up");
+            self.backend.driver_up(&self.transport);
             self.kick_all();
         }
     }
@@ -339,6 +340,7 @@ impl<B: Backend> Device for VirtioMmio<B> {
         self.transport.running = true;
         fail::fail_point!("device::resume", |_| ());
         if self.transport.is_active() {
+            self.backend.driver_up(&self.transport);
             let result = self.backend.resume(&mut self.transport);
             self.settle(result);
         }

@@ -239,6 +239,8 @@ pub trait Backend: Send {
     fn notified(&mut self, transport: &mut Transport, queue: usize) -> Result<(), Broken>;
     /// A source is ready. Called even while the guest's driver is not, to clear the event.
     fn source_ready(&mut self, transport: &mut Transport) -> Result<(), Broken>;
+    /// The guest's driver is up, with features that stay until a reset.
+    fn driver_up(&mut self, _transport: &Transport) {}
     /// The guest reset the device.
     fn reset(&mut self);
     /// Captures the state.

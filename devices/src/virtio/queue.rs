@@ -10,6 +10,12 @@ use super::chain::{Chain, Table};
 use super::{Broken, QueueState, RestoreError};
 use crate::GuestMemory;
 
+/// Bytes of a ring before its entries: flags and index (virtio 1.2, 2.7.6 and 2.7.8).
+const AVAIL_HEADER_BYTES: u64 = 4;
+const USED_HEADER_BYTES: u64 = 4;
+/// Bytes of an entry of the used ring: head and length (2.7.8).
+const USED_ELEMENT_BYTES: u64 = 8;
+
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.2, 2.7.6).
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
@@ -21,8 +27,8 @@ pub(crate) struct VirtQueue {
     /// What the guest wrote to the queue's registers; used when it says the queue is ready.
     pub(crate) setup: Setup,
     indirect: bool,
-    /// Chains were given back since the guest was last considered for an interrupt.
-    completed: bool,
+    /// Chains given back since the guest was last considered for an interrupt.
+    completed: u16,
     live: Option<Queue>,
 }
 
@@ -53,7 +59,7 @@ impl VirtQueue {
             max_size,
             setup: Setup::new(max_size),
             indirect: false,
-            completed: false,
+            completed: 0,
             live: None,
         }
     }
@@ -105,6 +111,11 @@ impl VirtQueue {
         self.parse(mem, head).map(Some)
     }
 
+    /// Descriptors in the queue; 0 while it is not in use.
+    pub(crate) fn size(&self) -> u16 {
+        self.live.as_ref().map_or(0, QueueT::size)
+    }
+
     /// Puts the chain taken last back, to be taken again.
     pub(crate) fn unpop(&mut self) {
         if let Some(queue) = &mut self.live {
@@ -125,20 +136,32 @@ impl VirtQueue {
         Ok(Chain::parse(mem, table, head)?)
     }
 
-    /// Gives a chain back, with `written` bytes in its writable part.
+    /// Gives chains back, each with so many bytes in its writable part. The guest sees all
+    /// of them at once (2.7.8).
     pub(crate) fn complete(
         &mut self,
         mem: &GuestMemory,
-        head: u16,
-        written: u32,
+        chains: &[(u16, u32)],
     ) -> Result<(), Broken> {
         let Some(queue) = &mut self.live else {
             return Ok(());
         };
-        queue
-            .add_used(mem, head, written)
+        let ring = queue.used_ring();
+        let mut next = queue.next_used();
+        for (head, written) in chains {
+            let slot = u64::from(next % queue.size());
+            let mut element = [0; USED_ELEMENT_BYTES as usize];
+            element[..2].copy_from_slice(&head.to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            let at = GuestAddress(ring + USED_HEADER_BYTES + USED_ELEMENT_BYTES * slot);
+            mem.write_slice(&element, at).map_err(|_| Broken::Memory)?;
+            next = next.wrapping_add(1);
+        }
+        // The elements must be there before the index says so.
+        mem.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release)
             .map_err(|_| Broken::Memory)?;
-        self.completed = true;
+        queue.set_next_used(next);
+        self.completed = self.completed.wrapping_add(chains.len() as u16);
         ring_written(mem, queue);
         Ok(())
     }
@@ -148,18 +171,23 @@ impl VirtQueue {
         let Some(queue) = &mut self.live else {
             return Ok(false);
         };
-        if !std::mem::take(&mut self.completed) {
+        let completed = std::mem::take(&mut self.completed);
+        if completed == 0 {
             return Ok(false);
         }
-        if queue.event_idx_enabled() {
-            return queue.needs_notification(mem).map_err(|_| Broken::Memory);
-        }
-        // The used index must be out before the flags are read, as with `used_event`.
+        // The used index must be out before the guest's wishes are read.
         fence(Ordering::SeqCst);
-        let flags: u16 = mem
-            .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| Broken::Memory)?;
-        Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+        let load = |offset: u64| -> Result<u16, Broken> {
+            let at = GuestAddress(queue.avail_ring() + offset);
+            let word = mem.load(at, Ordering::Relaxed);
+            word.map(u16::from_le).map_err(|_| Broken::Memory)
+        };
+        if !queue.event_idx_enabled() {
+            return Ok(load(0)? & AVAIL_NO_INTERRUPT == 0);
+        }
+        // `used_event` (2.7.7) is behind the ring. Is it one of the entries filled meanwhile?
+        let event = load(AVAIL_HEADER_BYTES + 2 * u64::from(queue.size()))?;
+        Ok(queue.next_used().wrapping_sub(event).wrapping_sub(1) < completed)
     }
 
     /// Asks the guest to notify of new chains. True when some have come meanwhile.

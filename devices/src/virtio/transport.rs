@@ -132,7 +132,17 @@ impl Transport {
 
     /// Gives a chain back with `written` bytes in its writable part.
     pub fn complete(&mut self, queue: usize, head: u16, written: u32) -> Result<(), Broken> {
-        self.queues[queue].complete(&self.mem, head, written)
+        self.queues[queue].complete(&self.mem, &[(head, written)])
+    }
+
+    /// The same for several chains at once: a guest that sees one of them sees all.
+    pub fn complete_all(&mut self, queue: usize, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        self.queues[queue].complete(&self.mem, chains)
+    }
+
+    /// Descriptors in a queue; 0 while it is not in use.
+    pub fn queue_size(&self, queue: usize) -> u16 {
+        self.queues[queue].size()
     }
 
     /// Asks for notifications of a queue. True when chains have come meanwhile.

@@ -6,8 +6,8 @@ use super::reader::Reader;
 use crate::machine::InboundFrame;
 
 /// Longest frame of the guest's network, in bytes: as long as an IP packet gets, with an
-/// Ethernet header and a tag.
-const MAX_BYTES: usize = 65_550;
+/// Ethernet header and a tag, behind a card's header of 12 bytes.
+const MAX_BYTES: usize = 65_562;
 
 /// Wraps a frame that the guest got.
 pub(crate) fn inbound_frame(generation: u64, frame: &InboundFrame) -> Frame {

@@ -1,6 +1,8 @@
 //! The network device (virtio 1.2, 5.1) over a TAP.
 
 mod announce;
+mod header;
+mod receive;
 mod tap;
 
 use std::collections::VecDeque;
@@ -8,9 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -21,6 +22,7 @@ use super::{
 use crate::gate::{OutputGate, SinkId, Submit};
 use crate::inbound::{InboundFrame, InboundLog};
 use announce::{Address, Addresses};
+use header::{From, HEADER_BYTES, Offloads};
 pub use tap::{TapError, open as open_tap};
 
 /// Device type of a network device (virtio 1.2, 5.1.1).
@@ -34,19 +36,26 @@ const QUEUE_SIZES: &[u16] = &[256, 256, 64];
 
 /// Feature bits (5.1.3).
 mod feature {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
     pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
     pub(super) const CTRL_VQ: u64 = 1 << 17;
     pub(super) const GUEST_ANNOUNCE: u64 = 1 << 21;
+    /// What spares one side the work on each packet.
+    pub(super) const OFFLOADS: u64 =
+        CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF;
 }
 
 /// Bits of the configuration space's status (5.1.4).
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
 
-/// `struct virtio_net_hdr` with `num_buffers` (5.1.6).
-const HEADER_BYTES: usize = 12;
-const NUM_BUFFERS_AT: usize = 10;
 /// Longest frame: 65535 bytes, an Ethernet header and some slack for a tag.
 const MAX_FRAME_BYTES: usize = 65550;
 /// Shortest frame: an Ethernet header.
@@ -56,12 +65,6 @@ const MIN_FRAME_BYTES: usize = 14;
 const CONTROL_ANNOUNCE: [u8; 2] = [3, 0];
 const CONTROL_OK: u8 = 0;
 const CONTROL_ERR: u8 = 1;
-
-/// A frame that came before the guest could take it is still given to it within this time:
-/// a standby's TAP hears the network for weeks.
-const FRESH: Duration = Duration::from_secs(1);
-/// Most such frames, the latest ones.
-const EARLY_FRAMES: usize = 64;
 
 /// Chains served in one go before other devices get their turn.
 const BUDGET: usize = 256;
@@ -81,9 +84,10 @@ pub struct NetCounters {
     pub rx_frames: u64,
     /// Frames taken from the guest.
     pub tx_frames: u64,
-    /// Frames too long for the guest's buffer.
+    /// Frames too long for the guest's buffers, or left undone in a way it does not take.
     pub rx_dropped: u64,
-    /// Frames of the guest that were too short, too long, or that the TAP refused.
+    /// Frames of the guest that were too short, too long, left undone in a way that was not
+    /// agreed on, or refused by the TAP.
     pub tx_dropped: u64,
 }
 
@@ -102,15 +106,20 @@ pub struct Net {
     early: VecDeque<(Instant, Vec<u8>)>,
     announce: bool,
     addresses: Addresses,
+    /// The frame in hand with its header, and one that waits here for buffers of the guest.
     buffer: Vec<u8>,
+    waiting: Option<usize>,
+    /// The same for a frame that the guest sends.
+    outgoing: Vec<u8>,
     counters: NetCounters,
     tap_dropped: Arc<AtomicU64>,
 }
 
 impl Net {
     /// Network device `number` with the address `mac`, over `tap`: an open TAP, or anything
-    /// else that moves one frame per read and write. It is made non-blocking. Frames go out
-    /// through `gate`; those that come in are recorded in `inbound`.
+    /// else that moves one frame, behind a header of 12 bytes, per read and write. It is made
+    /// non-blocking. Frames go out through `gate`; those that come in are recorded in
+    /// `inbound`.
     pub fn new(
         number: u32,
         tap: OwnedFd,
@@ -138,6 +147,8 @@ impl Net {
             announce: false,
             addresses: Addresses::default(),
             buffer: vec![0; HEADER_BYTES + MAX_FRAME_BYTES],
+            waiting: None,
+            outgoing: vec![0; HEADER_BYTES + MAX_FRAME_BYTES],
             counters: NetCounters::default(),
             tap_dropped,
         })
@@ -150,87 +161,12 @@ impl Net {
         counters
     }
 
-    /// Puts the next frame into the buffer, behind room for its header; its length.
-    fn next_frame(&mut self) -> Option<usize> {
-        let mut kept = self.again.pop_front();
-        while kept.is_none()
-            && let Some((came, frame)) = self.early.pop_front()
-        {
-            kept = (came.elapsed() <= FRESH).then_some(frame);
+    /// Tells the TAP what it may leave undone.
+    fn set_offloads(&self, offloads: Offloads) {
+        if let Err(error) = tap::set_offloads(&self.tap, offloads) {
+            // It took them when it was opened. What it leaves undone is looked at again.
+            tracing::warn!(device = self.name, %error, "the TAP's offloads can't be changed");
         }
-        let Some(frame) = kept else {
-            return self.read_tap();
-        };
-        self.buffer[HEADER_BYTES..][..frame.len()].copy_from_slice(&frame);
-        Some(frame.len())
-    }
-
-    fn read_tap(&mut self) -> Option<usize> {
-        loop {
-            match rustix::io::read(&self.tap, &mut self.buffer[HEADER_BYTES..]) {
-                Ok(length) if length > 0 => return Some(length),
-                Err(Errno::INTR) => {}
-                // Nothing there, or the interface is down: the next frame is a new event.
-                Ok(_) | Err(_) => return None,
-            }
-        }
-    }
-
-    /// Empties the TAP while there is no guest to give its frames to.
-    fn take_early(&mut self) {
-        // As many as a TAP holds, or more.
-        for _ in 0..4 * BUDGET {
-            let Some(length) = self.read_tap() else {
-                return;
-            };
-            if self.early.len() == EARLY_FRAMES {
-                self.early.pop_front();
-            }
-            let frame = self.buffer[HEADER_BYTES..][..length].to_vec();
-            self.early.push_back((Instant::now(), frame));
-        }
-    }
-
-    /// Gives frames from the TAP to the guest, as long as it has buffers.
-    fn receive(&mut self, transport: &mut Transport) -> Result<(), Broken> {
-        transport.disable_notification(RX)?;
-        let mut budget = BUDGET;
-        loop {
-            if budget == 0 {
-                transport.reschedule(RX);
-                break;
-            }
-            budget -= 1;
-            let Some(chain) = transport.pop(RX)? else {
-                // The guest notifies when it has buffers; some may have come just now.
-                if transport.enable_notification(RX)? {
-                    transport.disable_notification(RX)?;
-                    continue;
-                }
-                break;
-            };
-            let Some(length) = self.next_frame() else {
-                transport.unpop(RX);
-                break;
-            };
-            let (header, rest) = self.buffer.split_at_mut(HEADER_BYTES);
-            header.fill(0);
-            header[NUM_BUFFERS_AT] = 1;
-            let total = HEADER_BYTES + length;
-            if (chain.writable.len() as usize) < total {
-                transport.unpop(RX);
-                self.counters.rx_dropped += 1;
-                continue;
-            }
-            self.inbound.push(self.number, &rest[..length]);
-            let bytes = &self.buffer[..total];
-            if !chain.writable.write(transport.memory(), 0, bytes) {
-                return Err(Broken::Memory);
-            }
-            transport.complete(RX, chain.head, total as u32)?;
-            self.counters.rx_frames += 1;
-        }
-        transport.interrupt_used(RX)
     }
 
     /// Takes frames from the guest to the gate.
@@ -266,16 +202,20 @@ impl Net {
             self.counters.tx_dropped += 1;
             return Ok(Submit::Passed);
         }
-        let frame = &mut self.buffer[..length];
-        if !chain
-            .readable
-            .read(transport.memory(), HEADER_BYTES as u32, frame)
-        {
+        let whole = &mut self.outgoing[..HEADER_BYTES + length];
+        if !chain.readable.read(transport.memory(), 0, whole) {
             return Err(Broken::Memory);
         }
-        let submit = self.gate.submit(self.sink, frame);
+        let passes = whole
+            .first_chunk_mut()
+            .and_then(|header| Offloads::of_device(transport).pass(header, From::Guest));
+        if passes.is_none() {
+            self.counters.tx_dropped += 1;
+            return Ok(Submit::Passed);
+        }
+        let submit = self.gate.submit(self.sink, whole);
         if submit != Submit::Full {
-            self.addresses.learn(frame);
+            self.addresses.learn(&whole[HEADER_BYTES..]);
             self.counters.tx_frames += 1;
         }
         Ok(submit)
@@ -330,7 +270,11 @@ impl Backend for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::MAC | feature::STATUS | feature::CTRL_VQ | feature::GUEST_ANNOUNCE
+        feature::OFFLOADS
+            | feature::MAC
+            | feature::STATUS
+            | feature::CTRL_VQ
+            | feature::GUEST_ANNOUNCE
     }
 
     /// `struct virtio_net_config` (5.1.4) up to `status`.
@@ -372,7 +316,13 @@ impl Backend for Net {
         Ok(())
     }
 
+    fn driver_up(&mut self, transport: &Transport) {
+        self.set_offloads(Offloads::of_guest(transport));
+    }
+
     fn reset(&mut self) {
+        self.set_offloads(Offloads::default());
+        self.waiting = None;
         self.again.clear();
         self.announce = false;
         self.addresses.clear();
@@ -397,6 +347,8 @@ impl Backend for Net {
             // The guest has not seen them: if they are lost, they were lost on the wire.
             again: _,
             early: _,
+            waiting: _,
+            outgoing: _,
         } = self;
         BackendState::Net(NetState {
             announce: *announce,
@@ -419,6 +371,7 @@ impl Backend for Net {
         let count = addresses.len();
         self.addresses = Addresses::from_vec(addresses).ok_or(RestoreError::Addresses(count))?;
         self.announce = announce;
+        self.waiting = None;
         Ok(())
     }
 
@@ -432,9 +385,9 @@ impl Backend for Net {
         transport: &mut Transport,
         frames: &[InboundFrame],
     ) -> Result<(), Broken> {
-        let ours = frames
-            .iter()
-            .filter(|frame| frame.card == self.number && frame.bytes.len() <= MAX_FRAME_BYTES);
+        let ours = frames.iter().filter(|frame| {
+            frame.card == self.number && frame.bytes.len() <= HEADER_BYTES + MAX_FRAME_BYTES
+        });
         self.again.extend(ours.map(|frame| frame.bytes.clone()));
         if transport.is_active() {
             self.receive(transport)?;
@@ -444,6 +397,7 @@ impl Backend for Net {
 
     fn announce(&mut self, transport: &mut Transport) {
         for frame in self.addresses.frames(self.mac) {
+            let frame = [&[0; HEADER_BYTES][..], &frame].concat();
             if let Err(error) = rustix::io::write(&self.tap, &frame) {
                 tracing::warn!(device = self.name, %error, "announcement could not be sent");
             }
@@ -458,5 +412,7 @@ impl Backend for Net {
     }
 }
 
+#[cfg(test)]
+mod tap_tests;
 #[cfg(test)]
 mod tests;

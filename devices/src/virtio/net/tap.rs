@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
+use super::header::{HEADER_BYTES, Offloads};
 use crate::gate::Sink;
 
 /// Longest interface name, without the final NUL.
@@ -34,6 +35,17 @@ pub enum TapError {
     /// The system has no TAP support.
     #[error("/dev/net/tun is missing: load it with `modprobe tun`")]
     NoDevice,
+    /// It has no offload headers.
+    #[error(
+        "TAP {name} refuses offload headers (TUNSETVNETHDRSZ, TUNSETOFFLOAD): {error}; use a TAP of \
+         an ordinary Linux kernel, made with `ip tuntap add {name} mode tap`"
+    )]
+    NoHeaders {
+        /// Interface name.
+        name: String,
+        /// What the system said.
+        error: io::Error,
+    },
     /// This user may not.
     #[error(
         "TAP {0} may not be opened by this user: create it with `ip tuntap add {0} mode tap user \
@@ -50,7 +62,8 @@ pub enum TapError {
     },
 }
 
-/// Opens the TAP `name`, which must exist, without packet information or offload headers.
+/// Opens the TAP `name`, which must exist, without packet information and with offload
+/// headers.
 pub fn open(name: &str) -> Result<OwnedFd, TapError> {
     let allowed = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b'%';
     let dots = name == "." || name == "..";
@@ -85,7 +98,8 @@ pub fn open(name: &str) -> Result<OwnedFd, TapError> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &mut request) };
     if result < 0 {
@@ -97,7 +111,65 @@ pub fn open(name: &str) -> Result<OwnedFd, TapError> {
             _ => io_error(error),
         });
     }
-    Ok(tun.into())
+    let tun = OwnedFd::from(tun);
+    // All that may ever be asked for is asked for here, where a refusal still has a name.
+    let all = Offloads {
+        checksum: true,
+        tso4: true,
+        tso6: true,
+    };
+    set_header_bytes(&tun)
+        .and_then(|()| set_offloads(&tun, all))
+        .and_then(|()| set_offloads(&tun, Offloads::default()))
+        .map_err(|error| TapError::NoHeaders {
+            name: name.into(),
+            error,
+        })?;
+    Ok(tun)
+}
+
+fn set_header_bytes(tap: &OwnedFd) -> io::Result<()> {
+    let bytes = HEADER_BYTES as libc::c_int;
+    // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one `int`.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Says what the guest behind a TAP takes undone. What is no TAP takes no such orders.
+pub(super) fn set_offloads(tap: &OwnedFd, offloads: Offloads) -> io::Result<()> {
+    let Offloads {
+        checksum,
+        tso4,
+        tso6,
+    } = offloads;
+    let mut flags = 0;
+    for (on, flag) in [
+        (checksum, libc::TUN_F_CSUM),
+        (tso4, libc::TUN_F_TSO4),
+        (tso6, libc::TUN_F_TSO6),
+    ] {
+        if on {
+            flags |= flag;
+        }
+    }
+    // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its flags by value.
+    let result = unsafe {
+        libc::ioctl(
+            tap.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(flags),
+        )
+    };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ENOTTY) {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// The gate's way out to a TAP.

@@ -3,6 +3,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::super::Device;
 use super::super::feature::{EVENT_IDX, TRANSPORT, VERSION_1};
 use super::super::testing::{self, DATA, Driver, readable, reg, writable};
+use super::receive::{EARLY_FRAMES, FRESH};
 use super::*;
 
 const ALL: u64 =
@@ -64,13 +65,16 @@ impl Card {
         let mut frames = Vec::new();
         let mut frame = vec![0; 1 << 17];
         while let Ok(length) = rustix::io::read(&self.wire, &mut frame) {
-            frames.push(frame[..length].to_vec());
+            let (header, frame) = frame[..length].split_at(HEADER_BYTES);
+            assert_eq!(header, [0; HEADER_BYTES]);
+            frames.push(frame.to_vec());
         }
         frames
     }
 
     fn put_on_wire(&self, frame: &[u8]) {
-        rustix::io::write(&self.wire, frame).unwrap();
+        let frame = [&[0; HEADER_BYTES][..], frame].concat();
+        rustix::io::write(&self.wire, &frame).unwrap();
     }
 
     fn status(&self) -> u8 {
@@ -95,7 +99,7 @@ fn arp_reply(ip: [u8; 4]) -> Vec<u8> {
 }
 
 #[test]
-fn frames_reach_the_wire_without_their_header() {
+fn frames_reach_the_wire_as_the_guest_made_them() {
     for features in [ALL, VERSION_1, VERSION_1 | EVENT_IDX] {
         let mut card = Card::new(features);
         for number in 0..100 {
@@ -276,7 +280,7 @@ fn a_promoted_guest_gets_again_what_its_twin_had_received() {
         InboundFrame {
             card: 1,
             epoch: 0,
-            bytes: frame(9, 60),
+            bytes: [vec![0; HEADER_BYTES], frame(9, 60)].concat(),
         },
     );
     frames.insert(
@@ -284,7 +288,7 @@ fn a_promoted_guest_gets_again_what_its_twin_had_received() {
         InboundFrame {
             card: 0,
             epoch: 0,
-            bytes: vec![9; MAX_FRAME_BYTES + 1],
+            bytes: vec![9; HEADER_BYTES + MAX_FRAME_BYTES + 1],
         },
     );
     twin.driver.device().receive_again(&frames);
