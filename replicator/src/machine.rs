@@ -27,10 +27,24 @@ pub struct Identity {
     pub vm: String,
     /// Guest memory in ascending order, at most 64 regions.
     pub memory: Vec<MemoryRegion>,
-    /// Digest of the list of devices and of their configuration.
-    pub devices: u64,
-    /// Digest of the CPU model shown to the guest.
-    pub cpu: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// The devices in order, each with what matters of its configuration: at most 64, of at
+    /// most 128 bytes.
+    pub devices: Vec<String>,
+    /// The CPU shown to the guest: at most 256 leaves.
+    pub cpu: Vec<CpuLeaf>,
+}
+
+/// One answer of the CPUID instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuLeaf {
+    /// EAX on entry.
+    pub function: u32,
+    /// ECX on entry.
+    pub index: u32,
+    /// EAX, EBX, ECX and EDX.
+    pub registers: [u32; 4],
 }
 
 /// A write that a guest made to one of its disks.

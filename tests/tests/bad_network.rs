@@ -195,19 +195,28 @@ fn a_peer_with_another_vm_is_refused_by_name() {
     stage.pair.start(Node::A).unwrap();
     stage.wait_for(Node::A, "guest running");
     let config = std::fs::read_to_string(stage.lab.path("vm.toml")).unwrap();
-    let other = config.replace("memory = \"64M\"", "memory = \"128M\"");
-    std::fs::write(stage.lab.path("other.toml"), other).unwrap();
-    let mut command = stage.pair.topology.b.command(evertwin_binary());
-    command
-        .args(["run", "other.toml", "--node", "b"])
-        .current_dir(stage.lab.directory());
-    let mut b = Process::start(command, "b", stage.lab.directory()).unwrap();
-    let status = b.wait_for_exit(STEP).unwrap();
-    let last = b.log().lines().pop().unwrap().text;
-    assert!(
-        !status.success() && last.contains("memory"),
-        "{status}: {last}"
-    );
+    let disk = "[[disk]]\npath = \"other.img\"\n[replication]";
+    stage.lab.make_disk("other.img", 1 << 20);
+    for (what, replacement, named) in [
+        ("memory = \"64M\"", "memory = \"128M\"", "memory"),
+        ("memory = \"64M\"", "memory = \"64M\"\nvcpus = 2", "vCPUs"),
+        ("[replication]", disk, "disk 0"),
+    ] {
+        let other = config.replace(what, replacement);
+        assert_ne!(other, config);
+        std::fs::write(stage.lab.path("other.toml"), other).unwrap();
+        let mut command = stage.pair.topology.b.command(evertwin_binary());
+        command
+            .args(["run", "other.toml", "--node", "b"])
+            .current_dir(stage.lab.directory());
+        let mut b = Process::start(command, "b", stage.lab.directory()).unwrap();
+        let status = b.wait_for_exit(STEP).unwrap();
+        let last = b.log().lines().pop().unwrap().text;
+        assert!(
+            !status.success() && last.contains(named),
+            "{status}: {last}"
+        );
+    }
     assert!(stage.twin(Node::A).is_running());
 }
 

@@ -8,13 +8,13 @@ use evertwin_devices::GuestMemory;
 use evertwin_devices::inbound::InboundFrame as DeviceFrame;
 use evertwin_devices::virtio::{DiskData as DeviceData, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    Capture, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame, Machine as Replicated,
-    MachineError, MemoryRegion,
+    Capture, CpuLeaf, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame,
+    Machine as Replicated, MachineError, MemoryRegion,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::checkpoint::{self, VmState};
-use crate::kvm::{DirtyLog, cpuid_digest};
+use crate::kvm::{DirtyLog, cpuid_of_first_vcpu};
 use crate::machine::{Error, Machine, PausePhases, Stopwatch, lock};
 use crate::memory::{self, PAGE_SIZE};
 use crate::page_set::PageSet;
@@ -183,8 +183,17 @@ impl Replicated for Twin {
                 .into_iter()
                 .map(|(start, len)| MemoryRegion { start, len })
                 .collect(),
-            devices: self.machine.device_digest(),
-            cpu: cpuid_digest(self.machine.vm().cpuid()),
+            vcpus: self.machine.config().vcpus,
+            devices: self.machine.device_list(),
+            cpu: cpuid_of_first_vcpu(self.machine.vm().cpuid())
+                .as_slice()
+                .iter()
+                .map(|leaf| CpuLeaf {
+                    function: leaf.function,
+                    index: leaf.index,
+                    registers: [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx],
+                })
+                .collect(),
         }
     }
 

@@ -3,12 +3,16 @@
 use evertwin_protocol::{NodeId, Status};
 
 use super::WireError;
+use super::difference::Difference;
 use super::header::{Kind, VERSION};
 use super::reader::Reader;
-use crate::machine::{Identity, MemoryRegion};
+use crate::machine::{CpuLeaf, Identity, MemoryRegion};
 
 const MAX_VM_NAME: usize = 64;
 const MAX_REGIONS: usize = 64;
+const MAX_DEVICES: usize = 64;
+const MAX_DEVICE_NAME: usize = 128;
+const MAX_LEAVES: usize = 256;
 const MAX_REASON: usize = 512;
 
 /// Contents of a hello frame.
@@ -18,51 +22,6 @@ pub(crate) struct Hello {
     pub(crate) node: NodeId,
     pub(crate) peer: NodeId,
     pub(crate) identity: Identity,
-}
-
-/// Why two twins can't be a pair.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Difference {
-    /// The names of the nodes do not fit.
-    #[error(
-        "the peer is node {theirs} and looks for node {sought}, this is node {node} and looks for node {peer}: start one twin as --node {node} and the other as --node {peer}"
-    )]
-    Node {
-        /// The peer's name.
-        theirs: NodeId,
-        /// Whom the peer looks for.
-        sought: NodeId,
-        /// Our name.
-        node: NodeId,
-        /// Whom we look for.
-        peer: NodeId,
-    },
-    /// Another VM.
-    #[error(
-        "the peer runs VM {theirs:?}, this twin runs {ours:?}: give both the same configuration"
-    )]
-    Vm {
-        /// The peer's VM.
-        theirs: String,
-        /// Our VM.
-        ours: String,
-    },
-    /// Another memory layout.
-    #[error(
-        "the peer's guest has {theirs} MiB of memory, this one has {ours} MiB or another layout: set the same `memory` on both"
-    )]
-    Memory {
-        /// The peer's memory in MiB.
-        theirs: u64,
-        /// Our memory in MiB.
-        ours: u64,
-    },
-    /// Other devices.
-    #[error("the peer's guest has other devices: give both the same [[disk]] and [[net]] sections")]
-    Devices,
-    /// Another CPU model.
-    #[error("the peer's CPU model differs: both hosts must offer the guest the same CPU features")]
-    Cpu,
 }
 
 impl Hello {
@@ -76,6 +35,7 @@ impl Hello {
         let Identity {
             vm,
             memory,
+            vcpus,
             devices,
             cpu,
         } = identity;
@@ -96,8 +56,26 @@ impl Hello {
             bytes.extend(start.to_le_bytes());
             bytes.extend(len.to_le_bytes());
         }
-        bytes.extend(devices.to_le_bytes());
-        bytes.extend(cpu.to_le_bytes());
+        bytes.push(*vcpus);
+        let devices = &devices[..devices.len().min(MAX_DEVICES)];
+        bytes.push(devices.len() as u8);
+        for device in devices {
+            let device = short(device, MAX_DEVICE_NAME);
+            bytes.push(device.len() as u8);
+            bytes.extend(device.as_bytes());
+        }
+        let leaves = &cpu[..cpu.len().min(MAX_LEAVES)];
+        bytes.extend((leaves.len() as u16).to_le_bytes());
+        for CpuLeaf {
+            function,
+            index,
+            registers,
+        } in leaves
+        {
+            bytes.extend(function.to_le_bytes());
+            bytes.extend(index.to_le_bytes());
+            bytes.extend(registers.iter().flat_map(|word| word.to_le_bytes()));
+        }
         // The range of versions this build speaks: oldest and newest.
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(VERSION.to_le_bytes());
@@ -134,7 +112,9 @@ impl Hello {
                 len: reader.u64()?,
             });
         }
-        let (devices, cpu) = (reader.u64()?, reader.u64()?);
+        let vcpus = reader.u8()?;
+        let devices = devices(&mut reader)?;
+        let cpu = leaves(&mut reader)?;
         let (oldest, newest) = (reader.u16()?, reader.u16()?);
         reader.end()?;
         if !(oldest..=newest).contains(&VERSION) {
@@ -150,6 +130,7 @@ impl Hello {
             identity: Identity {
                 vm: vm.to_owned(),
                 memory,
+                vcpus,
                 devices,
                 cpu,
             },
@@ -166,23 +147,9 @@ impl Hello {
                 peer: ours.peer,
             });
         }
-        let (theirs, ours) = (&self.identity, &ours.identity);
-        if theirs.vm != short(&ours.vm, MAX_VM_NAME) {
-            Err(Difference::Vm {
-                theirs: theirs.vm.clone(),
-                ours: ours.vm.clone(),
-            })
-        } else if theirs.memory != ours.memory {
-            Err(Difference::Memory {
-                theirs: mebibytes(&theirs.memory),
-                ours: mebibytes(&ours.memory),
-            })
-        } else if theirs.devices != ours.devices {
-            Err(Difference::Devices)
-        } else if theirs.cpu != ours.cpu {
-            Err(Difference::Cpu)
-        } else {
-            Ok(())
+        match Difference::between(&self.identity, &ours.identity) {
+            Some(difference) => Err(difference),
+            None => Ok(()),
         }
     }
 }
@@ -195,6 +162,38 @@ pub(crate) fn reject_reason(payload: &[u8]) -> String {
         .collect()
 }
 
+fn devices(reader: &mut Reader<'_>) -> Option<Vec<String>> {
+    let count = usize::from(reader.u8()?);
+    if count > MAX_DEVICES {
+        return None;
+    }
+    let device = |_| text(reader).filter(|name| name.len() <= MAX_DEVICE_NAME);
+    (0..count)
+        .map(device)
+        .map(|name| name.map(str::to_owned))
+        .collect()
+}
+
+fn leaves(reader: &mut Reader<'_>) -> Option<Vec<CpuLeaf>> {
+    let count = usize::from(reader.u16()?);
+    if count > MAX_LEAVES {
+        return None;
+    }
+    let mut leaf = |_| {
+        let (function, index) = (reader.u32()?, reader.u32()?);
+        let mut registers = [0; 4];
+        for register in &mut registers {
+            *register = reader.u32()?;
+        }
+        Some(CpuLeaf {
+            function,
+            index,
+            registers,
+        })
+    };
+    (0..count).map(&mut leaf).collect()
+}
+
 fn text<'a>(reader: &mut Reader<'a>) -> Option<&'a str> {
     let len = reader.u8()? as usize;
     std::str::from_utf8(reader.bytes(len)?).ok()
@@ -202,11 +201,4 @@ fn text<'a>(reader: &mut Reader<'a>) -> Option<&'a str> {
 
 fn short(name: &str, max: usize) -> &str {
     &name[..name.floor_char_boundary(max)]
-}
-
-fn mebibytes(memory: &[MemoryRegion]) -> u64 {
-    let bytes = memory
-        .iter()
-        .fold(0u64, |sum, region| sum.saturating_add(region.len));
-    bytes >> 20
 }

@@ -4,6 +4,7 @@
 //! memory grows with what arrives, not with what is announced.
 
 mod assembly;
+mod difference;
 mod epoch;
 mod frame;
 mod header;
@@ -15,11 +16,11 @@ mod reader;
 mod tests;
 
 pub(crate) use assembly::Assembly;
+pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader};
 pub use header::Kind;
 pub(crate) use header::{Header, MAX_PAYLOAD};
-pub use hello::Difference;
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};

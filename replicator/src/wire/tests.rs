@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::header::HEADER_LEN;
 use super::*;
 use crate::machine::{
-    Capture, DiskData, DiskWrite, Identity, InboundFrame, MemoryRegion, PAGE_SIZE,
+    Capture, CpuLeaf, DiskData, DiskWrite, Identity, InboundFrame, MemoryRegion, PAGE_SIZE,
 };
 
 const MEMORY: [MemoryRegion; 2] = [
@@ -197,8 +197,13 @@ fn hello(status: Status) -> Hello {
         identity: Identity {
             vm: "demo".to_owned(),
             memory: MEMORY.to_vec(),
-            devices: 7,
-            cpu: 8,
+            vcpus: 4,
+            devices: vec!["disk 0".into(), String::new()],
+            cpu: vec![CpuLeaf {
+                function: 7,
+                index: 1,
+                registers: [1, 2, 3, u32::MAX],
+            }],
         },
     }
 }

@@ -9,6 +9,7 @@ use crate::support::proxy::Proxy;
 use crate::support::{
     PAGES, PATIENCE, Pair, Running, assert_ascending, free_address, run_until_seen, wait_for, world,
 };
+use evertwin_replicator::machine::CpuLeaf;
 use evertwin_replicator::{Difference, Ended, Error, WireError};
 
 /// A protected pair with a wire between the twins that can be harmed.
@@ -143,7 +144,7 @@ fn a_dialer_tells_what_is_wrong_with_its_peer() {
 fn twins_of_different_vms_refuse_each_other() {
     type Change = fn(&FakeVm);
     type IsIt = fn(&Difference) -> bool;
-    let table: [(Change, IsIt, &str); 4] = [
+    let table: [(Change, IsIt, &str); 5] = [
         (
             |vm| vm.handle().lock().identity.vm = "other".to_owned(),
             |difference| matches!(difference, Difference::Vm { .. }),
@@ -155,13 +156,24 @@ fn twins_of_different_vms_refuse_each_other() {
             "memory",
         ),
         (
-            |vm| vm.handle().lock().identity.devices = 99,
-            |difference| matches!(difference, Difference::Devices),
-            "devices",
+            |vm| vm.handle().lock().identity.vcpus = 8,
+            |difference| matches!(difference, Difference::Vcpus { .. }),
+            "vcpus",
         ),
         (
-            |vm| vm.handle().lock().identity.cpu = 99,
-            |difference| matches!(difference, Difference::Cpu),
+            |vm| vm.handle().lock().identity.devices.clear(),
+            |difference| matches!(difference, Difference::Devices { number: 1, .. }),
+            "device number 1",
+        ),
+        (
+            |vm| {
+                vm.handle().lock().identity.cpu.push(CpuLeaf {
+                    function: 7,
+                    index: 0,
+                    registers: [0; 4],
+                });
+            },
+            |difference| matches!(difference, Difference::Cpu { .. }),
             "CPU",
         ),
     ];

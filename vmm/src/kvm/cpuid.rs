@@ -54,14 +54,10 @@ pub(super) fn for_guest(kvm: &Kvm, vcpus: u8) -> Result<CpuId, KvmError> {
     Ok(cpuid)
 }
 
-/// A number that is the same on two hosts whose guests see the same CPU.
-pub fn digest(cpuid: &CpuId) -> u64 {
+/// What two hosts' guests must see alike: the CPUID of vCPU 0.
+pub fn of_first_vcpu(cpuid: &CpuId) -> CpuId {
     let mut cpuid = cpuid.clone();
-    // Undo what differs by whichever host CPU answered.
+    // KVM's answer names the host CPU that gave it.
     topology::personalise(&mut cpuid, 0);
-    let words = cpuid
-        .as_slice()
-        .iter()
-        .flat_map(|e| [e.function, e.index, e.eax, e.ebx, e.ecx, e.edx]);
-    xxhash_rust::xxh3::xxh3_64(&words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>())
+    cpuid
 }

@@ -10,7 +10,7 @@ mod vcpu_state;
 mod vm;
 mod vm_state;
 
-pub use cpuid::digest as cpuid_digest;
+pub use cpuid::of_first_vcpu as cpuid_of_first_vcpu;
 pub use dirty_log::DirtyLog;
 pub use tsc::{TscChange, host as host_tsc};
 pub use vcpu::{Buses, Pausing, Vcpu, VcpuEnd};

@@ -154,14 +154,10 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A number that is the same on two hosts whose machines have the same devices.
-    pub fn device_digest(&self) -> u64 {
-        let text: Vec<String> = self
-            .devices
-            .iter()
-            .map(|device| super::lock(device).identity().to_string())
-            .collect();
-        xxhash_rust::xxh3::xxh3_64(text.join("\n").as_bytes())
+    /// The devices as two twins must have them alike.
+    pub fn device_list(&self) -> Vec<String> {
+        let identity = |device: &SharedDevice| super::lock(device).identity().to_string();
+        self.devices.iter().map(identity).collect()
     }
 }
 

@@ -77,8 +77,9 @@ impl FakeVm {
                 identity: Identity {
                     vm: "demo".to_owned(),
                     memory,
-                    devices: 1,
-                    cpu: 2,
+                    vcpus: 1,
+                    devices: vec!["disk 0".into()],
+                    cpu: Vec::new(),
                 },
                 pages,
                 memory: vec![0; pages as usize * PAGE_SIZE],

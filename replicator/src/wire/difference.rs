@@ -1,0 +1,208 @@
+//! Why two twins can't be a pair, in words that name what to change.
+
+use std::fmt;
+
+use evertwin_protocol::NodeId;
+
+use crate::machine::{CpuLeaf, Identity, MemoryRegion};
+
+/// The first thing in which two twins differ.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// The names of the nodes do not fit.
+    #[error(
+        "the peer is node {theirs} and looks for node {sought}, this is node {node} and looks for node {peer}: start one twin as --node {node} and the other as --node {peer}"
+    )]
+    Node {
+        /// The peer's name.
+        theirs: NodeId,
+        /// Whom the peer looks for.
+        sought: NodeId,
+        /// Our name.
+        node: NodeId,
+        /// Whom we look for.
+        peer: NodeId,
+    },
+    /// Another VM.
+    #[error(
+        "the peer runs VM {theirs:?}, this twin runs {ours:?}: give both the same configuration"
+    )]
+    Vm {
+        /// The peer's VM.
+        theirs: String,
+        /// Our VM.
+        ours: String,
+    },
+    /// Another memory layout.
+    #[error(
+        "the peer's guest has {theirs} MiB of memory, this one has {ours} MiB or another layout: set the same `memory` on both"
+    )]
+    Memory {
+        /// The peer's memory in MiB.
+        theirs: u64,
+        /// Our memory in MiB.
+        ours: u64,
+    },
+    /// Another number of vCPUs.
+    #[error(
+        "the peer's guest has {theirs} vCPUs, this one has {ours}: set the same `vcpus` on both"
+    )]
+    Vcpus {
+        /// The peer's.
+        theirs: u8,
+        /// Ours.
+        ours: u8,
+    },
+    /// Other devices.
+    #[error(
+        "the guest's device number {number} is {theirs} at the peer and {ours} here: give both the same [[disk]] and [[net]] sections, and disks of the same size"
+    )]
+    Devices {
+        /// Counted from 1.
+        number: usize,
+        /// The peer's.
+        theirs: String,
+        /// Ours.
+        ours: String,
+    },
+    /// Another CPU model.
+    #[error(
+        "the hosts' CPUs differ in what they offer the guest: CPUID {theirs} at the peer, {ours} here: use two hosts with the same CPU model, microcode and kernel"
+    )]
+    Cpu {
+        /// The peer's first leaf that differs.
+        theirs: LeafText,
+        /// Ours.
+        ours: LeafText,
+    },
+}
+
+/// A CPUID leaf, or its absence, to be read by people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafText(Option<CpuLeaf>);
+
+impl fmt::Display for LeafText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(leaf) = self.0 else {
+            return f.write_str("has no such leaf");
+        };
+        let CpuLeaf {
+            function,
+            index,
+            registers: [eax, ebx, ecx, edx],
+        } = leaf;
+        write!(
+            f,
+            "{function:#x}.{index} is {eax:#x} {ebx:#x} {ecx:#x} {edx:#x}"
+        )
+    }
+}
+
+impl Difference {
+    /// Compares what two twins are made of.
+    pub(crate) fn between(theirs: &Identity, ours: &Identity) -> Option<Self> {
+        if theirs.vm != ours.vm {
+            return Some(Self::Vm {
+                theirs: theirs.vm.clone(),
+                ours: ours.vm.clone(),
+            });
+        }
+        if theirs.memory != ours.memory {
+            return Some(Self::Memory {
+                theirs: mebibytes(&theirs.memory),
+                ours: mebibytes(&ours.memory),
+            });
+        }
+        if theirs.vcpus != ours.vcpus {
+            return Some(Self::Vcpus {
+                theirs: theirs.vcpus,
+                ours: ours.vcpus,
+            });
+        }
+        if let Some((at, theirs, ours)) = first_unequal(&theirs.devices, &ours.devices) {
+            let name = |device: Option<&String>| {
+                device.map_or_else(|| "missing".to_owned(), |name| format!("{name:?}"))
+            };
+            return Some(Self::Devices {
+                number: at + 1,
+                theirs: name(theirs),
+                ours: name(ours),
+            });
+        }
+        let (_, theirs, ours) = first_unequal(&theirs.cpu, &ours.cpu)?;
+        Some(Self::Cpu {
+            theirs: LeafText(theirs.copied()),
+            ours: LeafText(ours.copied()),
+        })
+    }
+}
+
+/// Where two lists first differ, and in what.
+fn first_unequal<'a, T: PartialEq>(
+    theirs: &'a [T],
+    ours: &'a [T],
+) -> Option<(usize, Option<&'a T>, Option<&'a T>)> {
+    (0..theirs.len().max(ours.len()))
+        .map(|at| (at, theirs.get(at), ours.get(at)))
+        .find(|(_, theirs, ours)| theirs != ours)
+}
+
+fn mebibytes(memory: &[MemoryRegion]) -> u64 {
+    let bytes = memory
+        .iter()
+        .fold(0u64, |sum, region| sum.saturating_add(region.len));
+    bytes >> 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            vm: "demo".into(),
+            memory: vec![MemoryRegion {
+                start: 0,
+                len: 64 << 20,
+            }],
+            vcpus: 2,
+            devices: vec!["disk 0".into(), "net 1".into()],
+            cpu: vec![CpuLeaf {
+                function: 7,
+                index: 0,
+                registers: [0, 0x20, 0, 0],
+            }],
+        }
+    }
+
+    fn text(change: impl FnOnce(&mut Identity)) -> String {
+        let mut theirs = identity();
+        change(&mut theirs);
+        Difference::between(&theirs, &identity()).map_or_else(String::new, |d| d.to_string())
+    }
+
+    #[test]
+    fn each_difference_is_named_with_both_sides() {
+        assert_eq!(text(|_| {}), "");
+        for (text, words) in [
+            (text(|i| i.vm = "other".into()), ["other", "demo"]),
+            (text(|i| i.memory[0].len = 128 << 20), ["128 MiB", "64 MiB"]),
+            (text(|i| i.vcpus = 4), ["4 vCPUs", "has 2"]),
+            (
+                text(|i| i.devices[1] = "net 9".into()),
+                ["number 2 is \"net 9\"", "\"net 1\" here"],
+            ),
+            (
+                text(|i| i.devices.truncate(1)),
+                ["missing at the peer", "\"net 1\" here"],
+            ),
+            (
+                text(|i| i.cpu[0].registers[1] = 0),
+                ["7.0 is 0x0 0x0", "0x20"],
+            ),
+            (text(|i| i.cpu.clear()), ["no such leaf", "7.0"]),
+        ] {
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
+    }
+}
