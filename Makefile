@@ -3,10 +3,10 @@ CARGO ?= cargo
 TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 
-.PHONY: help build test demo bench lint fmt sabotage deps clean
+.PHONY: help build test demo bench guest-debian lint fmt sabotage deps clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 build: ## the evertwin binary, static, in target/x86_64-unknown-linux-gnu/release
 	$(CARGO) build --release --locked --package evertwin
@@ -19,6 +19,9 @@ demo: build ## a guest keeps its TCP connection while its primary is killed (30 
 
 bench: build ## the figures: pause, delay, blackout, boot
 	$(CARGO) run --release --locked --package evertwin-benches
+
+guest-debian: ## a Debian guest (kernel, initrd, root image) from Debian's packages, in target/guest-debian (root)
+	@guest-images/debian/build
 
 lint: ## formatting and lints only
 	$(CARGO) fmt --all --check
