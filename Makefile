@@ -2,8 +2,9 @@
 CARGO ?= cargo
 TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
+LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test demo bench guest-debian lint fmt sabotage deps clean
+.PHONY: help build test demo bench guest-debian lab lint fmt sabotage deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -22,6 +23,11 @@ bench: build ## the figures: pause, delay, blackout, boot
 
 guest-debian: ## a Debian guest (kernel, initrd, root image) from Debian's packages, in target/guest-debian (root)
 	@guest-images/debian/build
+
+lab: build guest-debian ## emulated hosts are powered off, frozen and cut off; NAME="scenario..." runs some (root)
+	@tests/install-deps lab
+	@$(CARGO) build --release --locked --package evertwin-lab
+	@$(LAB) $(NAME)
 
 lint: ## formatting and lints only
 	$(CARGO) fmt --all --check

@@ -1,0 +1,84 @@
+//! `make lab`: runs the lab's scenarios.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use evertwin_lab::{Artifacts, LabError, Run, SCENARIOS, Selection};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Breaks emulated hosts and looks whether the guest minds.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Scenarios to run; all without any.
+    names: Vec<String>,
+    /// List the scenarios and do nothing.
+    #[arg(long)]
+    list: bool,
+    /// Run a part of them.
+    #[arg(long, conflicts_with = "names")]
+    subset: Option<Subset>,
+    /// How many run at the same time; each has three emulated machines.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// The monitor under test; without it the release build.
+    #[arg(long, env = "EVERTWIN_BIN")]
+    evertwin: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Subset {
+    /// About five minutes.
+    Quick,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.list {
+        for scenario in SCENARIOS {
+            let quick = if scenario.quick { " [quick]" } else { "" };
+            println!("{}{quick}: {}", scenario.name, scenario.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<bool, LabError> {
+    let selection = match cli.subset {
+        Some(Subset::Quick) => Selection::Quick,
+        None if cli.names.is_empty() => Selection::All,
+        None => Selection::Named(cli.names),
+    };
+    let scenarios = selection.scenarios()?;
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    let target = target.canonicalize().unwrap_or(target);
+    let artifacts = Artifacts::find(&target, cli.evertwin)?;
+    let run = Run::new(&target, artifacts)?;
+    end_on_signals(run.sockets());
+    Ok(run.all(&scenarios, cli.jobs))
+}
+
+/// Ends the lab when it is interrupted. The machines end with the threads that started them; what is left to do is
+/// to remove their sockets.
+fn end_on_signals(sockets: &Path) {
+    let sockets = sockets.to_owned();
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
+        return;
+    };
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("lab: interrupted");
+            let _ = std::fs::remove_dir_all(sockets);
+            std::process::exit(128 + signal);
+        }
+    });
+}

@@ -1,0 +1,99 @@
+//! What happens to the hosts, and what must hold then.
+
+mod boot;
+mod pico;
+
+use crate::error::LabError;
+use crate::lab::{Lab, LabOptions};
+
+/// One scenario. After each, the lab checks by itself that only one machine spoke for the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it shows, in a line.
+    pub about: &'static str,
+    /// Whether it is one of the five-minute subset.
+    pub quick: bool,
+    /// The hosts that it wants.
+    pub options: LabOptions,
+    /// What happens.
+    pub run: fn(&mut Lab) -> Result<(), LabError>,
+}
+
+/// Hosts for a small guest.
+const SMALL: LabOptions = LabOptions {
+    memory_mib: 512,
+    cpus: 1,
+    twins: true,
+};
+
+/// All scenarios, in the order in which they are run.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "pico-boots",
+        about: "the built-in guest boots on kvm_amd and answers a client on another machine",
+        quick: false,
+        options: LabOptions {
+            twins: false,
+            ..SMALL
+        },
+        run: boot::pico,
+    },
+    Scenario {
+        name: "pico-power-off",
+        about: "the primary's machine loses its power under load; the one connection survives",
+        quick: true,
+        options: SMALL,
+        run: pico::power_off,
+    },
+    Scenario {
+        name: "pico-crash",
+        about: "the primary's process crashes; its host returns, is protected again, and takes over in its turn",
+        quick: false,
+        options: SMALL,
+        run: pico::crash_and_return,
+    },
+    Scenario {
+        name: "pico-freeze",
+        about: "the primary's machine freezes, is replaced, thaws, and stops without a frame",
+        quick: true,
+        options: SMALL,
+        run: pico::freeze,
+    },
+    Scenario {
+        name: "pico-standby-lost",
+        about: "the standby's machine loses its power; the guest goes on alone",
+        quick: false,
+        options: SMALL,
+        run: pico::standby_lost,
+    },
+    Scenario {
+        name: "pico-link-cut",
+        about: "the replication link is cut; both ask the arbiter, and exactly one goes on",
+        quick: true,
+        options: SMALL,
+        run: pico::link_cut,
+    },
+    Scenario {
+        name: "pico-link-cut-one-way",
+        about: "only the way from the primary to the standby is cut; exactly one goes on",
+        quick: false,
+        options: SMALL,
+        run: pico::link_cut_one_way,
+    },
+    Scenario {
+        name: "pico-bad-link",
+        about: "the replication link delays and loses frames; the pair stays whole and the primary's loss is survived",
+        quick: false,
+        options: SMALL,
+        run: pico::bad_link,
+    },
+    Scenario {
+        name: "pico-clock-jump",
+        about: "both hosts' clocks jump, forth and back; nothing happens, and the primary's loss is survived",
+        quick: false,
+        options: SMALL,
+        run: pico::clock_jump,
+    },
+];

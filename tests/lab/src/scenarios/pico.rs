@@ -1,0 +1,154 @@
+//! Faults of hosts and links under the built-in guest, with its key-value server under load.
+
+use std::time::Duration;
+
+use crate::error::{LabError, demand};
+use crate::host::Ended;
+use crate::lab::{HostName, Lab};
+use crate::network::Card;
+use crate::twins::{Judge, Kernel, STEP, Twins, VmFile};
+use HostName::{A, B};
+
+/// A protected guest on both hosts, under load, every write on its disk before it is answered.
+fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
+    let file = VmFile {
+        kernel: Kernel::Pico("workload=kv ip=10.77.0.2/24 log=vda".to_owned()),
+        memory_mib: 64,
+        vcpus: 1,
+        data_mib: Some(16),
+        protected: true,
+    };
+    let mut twins = Twins::prepare(lab, file)?;
+    twins.start_protected(lab)?;
+    let judge = Judge::start(lab, 4)?;
+    judge.await_more(100)?;
+    Ok((twins, judge))
+}
+
+pub(super) fn power_off(lab: &mut Lab) -> Result<(), LabError> {
+    let (twins, judge) = under_load(lab)?;
+    lab.a.power_off();
+    twins.on(B).await_event("promoted", STEP)?;
+    judge.await_more(100)?;
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn crash_and_return(lab: &mut Lab) -> Result<(), LabError> {
+    let (mut twins, judge) = under_load(lab)?;
+    for (primary, survivor) in [(A, B), (B, A)] {
+        let before = twins.on(survivor).log().len();
+        twins.crash(lab, primary)?;
+        twins.on(survivor).await_event("promoted", STEP)?;
+        judge.await_more(50)?;
+        twins.start(lab, primary)?;
+        twins
+            .on(survivor)
+            .await_event_since(before, "protected", STEP)?;
+        judge.await_more(50)?;
+    }
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn freeze(lab: &mut Lab) -> Result<(), LabError> {
+    let (twins, judge) = under_load(lab)?;
+    // Answers that have left the monitor, but not yet the machine, would leave it when it thaws. That is no harm,
+    // but this is about answers that it gives afterwards.
+    judge.pause(lab)?;
+    std::thread::sleep(Duration::from_secs(2));
+    lab.a.freeze();
+    let spoken = lab.frames_from(A);
+    judge.resume(lab)?;
+    twins.on(B).await_event("promoted", STEP)?;
+    judge.await_more(100)?;
+    lab.a.thaw();
+    let ended = twins.on(A).await_end(STEP)?;
+    demand!(
+        ended == Ended::Code(3),
+        "the thawed primary ended with {ended:?} and not with code 3"
+    );
+    judge.await_more(50)?;
+    let more = lab.frames_from(A) - spoken;
+    demand!(more == 0, "the thawed primary sent {more} frames");
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn standby_lost(lab: &mut Lab) -> Result<(), LabError> {
+    let (twins, judge) = under_load(lab)?;
+    let before = twins.on(A).log().len();
+    lab.host_mut(B).power_off();
+    judge.await_more(100)?;
+    demand!(
+        twins.on(A).has_event_since(before, "solo"),
+        "output left before the standby was struck off"
+    );
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn link_cut(lab: &mut Lab) -> Result<(), LabError> {
+    lose_link(lab, &[(A, B), (B, A)])
+}
+
+pub(super) fn link_cut_one_way(lab: &mut Lab) -> Result<(), LabError> {
+    lose_link(lab, &[(A, B)])
+}
+
+/// Cuts these ways between the twins, and demands that exactly one goes on.
+fn lose_link(lab: &mut Lab, ways: &[(HostName, HostName)]) -> Result<(), LabError> {
+    let (twins, judge) = under_load(lab)?;
+    let before = twins.on(A).log().len();
+    for &(from, to) in ways {
+        lab.cut(Card::Replication, from, to);
+    }
+    judge.await_more(200)?;
+    let alone = twins.on(A).has_event_since(before, "solo");
+    let promoted = twins.on(B).has_event_since(0, "promoted");
+    demand!(
+        alone != promoted,
+        "solo on a: {alone}, promoted on b: {promoted}"
+    );
+    if promoted {
+        let ended = twins.on(A).await_end(STEP)?;
+        demand!(
+            ended == Ended::Code(3),
+            "the loser ended with {ended:?} and not with code 3"
+        );
+    }
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn bad_link(lab: &mut Lab) -> Result<(), LabError> {
+    let (twins, judge) = under_load(lab)?;
+    let before = twins.on(A).log().len();
+    for host in [A, B] {
+        lab.host(host)
+            .netem(Card::Replication, &["delay", "30ms", "10ms", "loss", "2%"])?;
+    }
+    judge.await_more(150)?;
+    demand!(
+        !twins.on(A).has_event_since(before, "solo"),
+        "the standby was given up although its link was only slow"
+    );
+    lab.a.power_off();
+    twins.on(B).await_event("promoted", STEP)?;
+    judge.await_more(50)?;
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn clock_jump(lab: &mut Lab) -> Result<(), LabError> {
+    let (twins, judge) = under_load(lab)?;
+    let before = twins.on(A).log().len();
+    lab.host(A).jump_clock(3600)?;
+    lab.host(B).jump_clock(-3600)?;
+    judge.await_more(50)?;
+    lab.host(A).jump_clock(-7200)?;
+    lab.host(B).jump_clock(7200)?;
+    judge.await_more(50)?;
+    demand!(
+        !twins.on(A).has_event_since(before, "solo") && !twins.on(B).has_event_since(0, "promoted"),
+        "a clock jump was taken for the peer's death"
+    );
+    lab.a.power_off();
+    twins.on(B).await_event("promoted", STEP)?;
+    judge.await_more(50)?;
+    judge.demand_clean(lab).map(drop)
+}

@@ -1,0 +1,388 @@
+//! The guest and its two monitors.
+
+use std::time::Duration;
+
+use evertwin::lab::events::Line;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::error::{LabError, demand};
+use crate::host::{Ended, RemoteProcess};
+use crate::lab::{HostName, Lab};
+use crate::network::{ARBITER, GUEST, GUEST_MAC};
+
+/// The longest that one step of a scenario may take; everything is emulated.
+pub(crate) const STEP: Duration = Duration::from_secs(180);
+
+/// Where a host keeps the guest's own disk, and how Debian's tools see it.
+const DATA_DISK: &str = "/disk/data.img";
+const DATA_DISK_FOR_TOOLS: &str = "/mnt/data.img";
+
+/// What the guest boots.
+#[derive(Clone, Debug)]
+pub enum Kernel {
+    /// The built-in guest, with this command line.
+    Pico(String),
+    /// Debian with the services that `evertwin.start=` names, or with systemd if none are given.
+    Debian(Option<&'static str>),
+}
+
+/// The guest's configuration, as `vm.toml` has it.
+#[derive(Clone, Debug)]
+pub struct VmFile {
+    /// What it boots.
+    pub kernel: Kernel,
+    /// Its memory.
+    pub memory_mib: u32,
+    /// Its processors.
+    pub vcpus: u32,
+    /// Size of its own disk, if it has one.
+    pub data_mib: Option<u32>,
+    /// Whether it is protected.
+    pub protected: bool,
+}
+
+impl VmFile {
+    /// The text of `vm.toml`.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut text = String::from("name = \"lab\"\n");
+        text += &match &self.kernel {
+            Kernel::Pico(cmdline) => format!("kernel = \"pico\"\ncmdline = \"{cmdline}\"\n"),
+            Kernel::Debian(services) => {
+                let init = services.map_or_else(String::new, |services| {
+                    format!(" init=/usr/local/sbin/lab-init evertwin.start={services}")
+                });
+                let overlay = if self.data_mib.is_some() {
+                    "/dev/vdb"
+                } else {
+                    "tmpfs"
+                };
+                format!(
+                    "kernel = \"/guest/vmlinuz\"\ninitrd = \"/guest/initrd\"\n\
+                     cmdline = \"console=ttyS0 quiet panic=-1 ipv6.disable=1 mitigations=off ro \
+                     evertwin.overlay={overlay} evertwin.ip={GUEST}/24{init}\"\n"
+                )
+            }
+        };
+        text += &format!("memory = \"{}M\"\n", self.memory_mib);
+        if self.vcpus != 1 {
+            text += &format!("vcpus = {}\n", self.vcpus);
+        }
+        if matches!(self.kernel, Kernel::Debian(_)) {
+            text += "[[disk]]\npath = \"/dev/vda\"\nreadonly = true\n";
+        }
+        if self.data_mib.is_some() {
+            text += &format!("[[disk]]\npath = \"{DATA_DISK}\"\n");
+        }
+        let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        text += &format!("[[net]]\ntap = \"tap0\"\nmac = \"{mac}\"\n");
+        if self.protected {
+            // Emulated hosts are slow and share two processors: nothing is dead because it is late.
+            text += &format!(
+                "[replication]\narbiter = \"etcd:http://{ARBITER}\"\n\
+                 epoch = \"50ms\"\nheartbeat = \"500ms\"\ntimeout = \"3s\"\n\
+                 [node.a]\naddress = \"192.168.50.1:7700\"\n[node.b]\naddress = \"192.168.50.2:7700\"\n"
+            );
+        }
+        text
+    }
+}
+
+/// The monitors of one guest, on hosts a and b.
+#[derive(Debug)]
+pub struct Twins {
+    file: VmFile,
+    a: Option<RemoteProcess>,
+    b: Option<RemoteProcess>,
+    starts: u32,
+}
+
+impl Twins {
+    /// Starts the arbiter if one is needed, and puts `vm.toml` and the guest's disk on the hosts.
+    ///
+    /// # Errors
+    /// A host refuses.
+    pub fn prepare(lab: &Lab, file: VmFile) -> Result<Self, LabError> {
+        let twins = Self {
+            file,
+            a: None,
+            b: None,
+            starts: 0,
+        };
+        twins.place_files(lab, HostName::A)?;
+        if twins.file.protected {
+            start_arbiter(lab)?;
+            twins.place_files(lab, HostName::B)?;
+        }
+        Ok(twins)
+    }
+
+    /// Puts the files of this guest on a host; what was on its disk is kept.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn place_files(&self, lab: &Lab, host: HostName) -> Result<(), LabError> {
+        let on = lab.host(host);
+        on.write("/vm.toml", &self.file.to_toml(), 0o644)?;
+        let Some(mib) = self.file.data_mib else {
+            return Ok(());
+        };
+        if on.run(&["/bin/busybox", "ls", DATA_DISK]).is_ok() {
+            return Ok(());
+        }
+        let size = format!("{mib}M");
+        on.tool(&["truncate", "-s", &size, DATA_DISK_FOR_TOOLS])?;
+        // The standby's is made a copy of the primary's.
+        if matches!(self.file.kernel, Kernel::Debian(_)) && host == HostName::A {
+            on.tool(&[
+                "mke2fs",
+                "-q",
+                "-t",
+                "ext4",
+                "-J",
+                "size=4",
+                DATA_DISK_FOR_TOOLS,
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Starts the monitor on a host as a user would.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start(&mut self, lab: &mut Lab, host: HostName) -> Result<RemoteProcess, LabError> {
+        let mut argv = vec!["/evertwin", "run", "/vm.toml", "--log-format", "json"];
+        if self.file.protected {
+            argv.extend(["--node", host.as_str()]);
+        }
+        self.starts += 1;
+        let name = format!("evertwin-{}", self.starts);
+        let failpoints = std::env::var("FAILPOINTS").ok();
+        let env: Vec<_> = failpoints
+            .map(|points| ("FAILPOINTS".to_owned(), points))
+            .into_iter()
+            .collect();
+        let process = lab.host(host).start(&name, &argv, &env)?;
+        lab.monitors.push(process.clone());
+        match host {
+            HostName::A => self.a = Some(process.clone()),
+            _ => self.b = Some(process.clone()),
+        }
+        Ok(process)
+    }
+
+    /// Starts both and waits until the pair is protected.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub fn start_protected(&mut self, lab: &mut Lab) -> Result<(), LabError> {
+        let a = self.start(lab, HostName::A)?;
+        self.start(lab, HostName::B)?;
+        a.await_event("protected", STEP).map(drop)
+    }
+
+    /// The monitor that was last started on a host.
+    ///
+    /// # Panics
+    /// If none was.
+    #[must_use]
+    pub fn on(&self, host: HostName) -> &RemoteProcess {
+        let process = match host {
+            HostName::A => &self.a,
+            _ => &self.b,
+        };
+        process.as_ref().expect("a monitor was started on the host")
+    }
+
+    /// Kills the monitor on a host, as a crash would.
+    ///
+    /// # Errors
+    /// It has ended before.
+    pub fn crash(&self, lab: &Lab, host: HostName) -> Result<(), LabError> {
+        let process = self.on(host);
+        lab.host(host).signal(process.name(), Signal::KILL)?;
+        let ended = process.await_end(STEP)?;
+        demand!(
+            ended == Ended::Signal(9),
+            "evertwin on {host} ended by itself: {ended:?}"
+        );
+        Ok(())
+    }
+
+    /// Types a line on the guest's serial console.
+    ///
+    /// # Errors
+    /// The monitor there has ended.
+    pub fn type_line(&self, lab: &Lab, host: HostName, line: &str) -> Result<(), LabError> {
+        lab.host(host)
+            .input(self.on(host).name(), &format!("{line}\n"))
+    }
+}
+
+fn start_arbiter(lab: &Lab) -> Result<(), LabError> {
+    // It is linked to Debian's libraries, so it runs where they are.
+    lab.client
+        .run(&["/bin/busybox", "cp", "/etcd", "/debian/tmp/etcd"])?;
+    let url = format!("http://{ARBITER}");
+    let etcd = lab.client.start_tool(
+        "etcd",
+        &[
+            "/tmp/etcd",
+            "--data-dir",
+            "/tmp/etcd-data",
+            "--listen-client-urls",
+            &url,
+            "--advertise-client-urls",
+            &url,
+            "--listen-peer-urls",
+            "http://127.0.0.1:2380",
+        ],
+    )?;
+    // Its log's words for "the door is open".
+    let wanted = |line: &Line| line.text.contains("serving insecure client requests");
+    etcd.log().wait(0, STEP, wanted).map(drop).map_err(|_| {
+        LabError::Wrong("the arbiter does not start; see host-client.etcd.log".to_owned())
+    })
+}
+
+/// The judging client on the client's host: it loads a key-value server over one connection.
+#[derive(Debug)]
+pub struct Judge(RemoteProcess);
+
+impl Judge {
+    /// Starts the load on the guest's Redis, or pico's.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn start(lab: &Lab, depth: u32) -> Result<Self, LabError> {
+        let (to, depth) = (format!("{GUEST}:6379"), depth.to_string());
+        let argv = ["/init", "judge", &to, "--depth", &depth];
+        let judge = Self(lab.client.start("judge", &argv, &[])?);
+        judge.await_more(1)?;
+        Ok(judge)
+    }
+
+    /// Acknowledged writes so far.
+    #[must_use]
+    pub fn acked(&self) -> u64 {
+        let lines = self.0.console().lines();
+        lines.last().map_or(0, acked)
+    }
+
+    /// Waits until `more` further writes are acknowledged.
+    ///
+    /// # Errors
+    /// They are not in time.
+    pub fn await_more(&self, more: u64) -> Result<(), LabError> {
+        let goal = self.acked() + more;
+        let from = self.0.console().len();
+        let found = self
+            .0
+            .console()
+            .wait(from, STEP, |line| acked(line) >= goal);
+        let last = || self.0.console().lines().pop().map(|line| line.text);
+        found.map(drop).map_err(|_| {
+            let error = self.0.log().lines().pop().map(|line| line.text);
+            LabError::Wrong(format!(
+                "the client got no {more} answers more: {:?} {:?}",
+                last(),
+                error
+            ))
+        })
+    }
+
+    /// Stops it for a while: what is under way is answered, and nothing new is asked.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn pause(&self, lab: &Lab) -> Result<(), LabError> {
+        lab.client.signal("judge", Signal::STOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn resume(&self, lab: &Lab) -> Result<(), LabError> {
+        lab.client.signal("judge", Signal::CONT)
+    }
+
+    /// Ends the load, has everything read back over the same connection, and demands that nothing was lost,
+    /// duplicated or wrong.
+    ///
+    /// # Errors
+    /// Something was.
+    pub fn demand_clean(self, lab: &Lab) -> Result<String, LabError> {
+        lab.client.input("judge", "finish\n")?;
+        let ended = self.0.await_end(STEP)?;
+        let verdict = self
+            .0
+            .console()
+            .wait(0, STEP, |line| line.message().as_deref() == Some("verdict"));
+        let verdict =
+            verdict.map_err(|_| LabError::Wrong("the judge gave no verdict".to_owned()))?;
+        demand!(
+            ended == Ended::Code(0),
+            "the client's verdict: {}",
+            verdict.text
+        );
+        let summary = verdict.field("summary");
+        Ok(summary
+            .as_ref()
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned())
+    }
+}
+
+fn acked(line: &Line) -> u64 {
+    line.field("acked")
+        .and_then(|value| value.as_u64())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_guest_has_no_replication_and_systemd_no_init() {
+        let file = VmFile {
+            kernel: Kernel::Debian(None),
+            memory_mib: 256,
+            vcpus: 2,
+            data_mib: None,
+            protected: false,
+        };
+        let parsed: toml::Table = file.to_toml().parse().unwrap();
+        assert_eq!(parsed["vcpus"].as_integer(), Some(2));
+        assert!(parsed.get("replication").is_none() && parsed.get("node").is_none());
+        let cmdline = parsed["cmdline"].as_str().unwrap();
+        assert!(
+            cmdline.contains("overlay=tmpfs") && !cmdline.contains("init="),
+            "{cmdline}"
+        );
+    }
+
+    #[test]
+    fn a_protected_guest_writes_to_its_own_disk_only() {
+        let file = VmFile {
+            kernel: Kernel::Debian(Some("redis")),
+            memory_mib: 256,
+            vcpus: 1,
+            data_mib: Some(128),
+            protected: true,
+        };
+        let parsed: toml::Table = file.to_toml().parse().unwrap();
+        assert_eq!(parsed["disk"][0]["readonly"].as_bool(), Some(true));
+        assert_eq!(parsed["disk"][1]["path"].as_str(), Some(DATA_DISK));
+        assert!(
+            parsed["replication"]["arbiter"]
+                .as_str()
+                .unwrap()
+                .starts_with("etcd:")
+        );
+    }
+}
