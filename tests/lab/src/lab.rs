@@ -66,6 +66,8 @@ pub struct Lab {
     pub client: Host,
     /// All monitors that were started, for their rights to speak.
     pub(crate) monitors: Vec<RemoteProcess>,
+    /// The key that opens the Debian guest by ssh.
+    pub(crate) ssh_key: PathBuf,
     replication: Switch,
     guest_lan: Switch,
     management: Switch,
@@ -132,6 +134,7 @@ impl Lab {
             },
             client: host(HostName::Client)?,
             monitors: Vec::new(),
+            ssh_key: artifacts.guest.ssh_key.clone(),
             replication,
             guest_lan,
             management,

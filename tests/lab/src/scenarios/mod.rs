@@ -1,7 +1,9 @@
 //! What happens to the hosts, and what must hold then.
 
 mod boot;
+mod debian;
 mod pico;
+mod services;
 
 use crate::error::LabError;
 use crate::lab::{Lab, LabOptions};
@@ -26,6 +28,19 @@ const SMALL: LabOptions = LabOptions {
     memory_mib: 512,
     cpus: 1,
     twins: true,
+};
+
+/// Hosts for a Debian guest.
+const LARGE: LabOptions = LabOptions {
+    memory_mib: 1024,
+    cpus: 2,
+    twins: true,
+};
+
+/// One host for a Debian guest.
+const LARGE_ALONE: LabOptions = LabOptions {
+    twins: false,
+    ..LARGE
 };
 
 /// All scenarios, in the order in which they are run.
@@ -95,5 +110,96 @@ pub const SCENARIOS: &[Scenario] = &[
         quick: false,
         options: SMALL,
         run: pico::clock_jump,
+    },
+    Scenario {
+        name: "debian-1-vcpu",
+        about: "a stock Debian boots on one virtual processor",
+        quick: true,
+        options: LARGE_ALONE,
+        run: boot::one_vcpu,
+    },
+    Scenario {
+        name: "debian-2-vcpus",
+        about: "the same on two",
+        quick: false,
+        options: LARGE_ALONE,
+        run: boot::two_vcpus,
+    },
+    Scenario {
+        name: "debian-4-vcpus",
+        about: "the same on four",
+        quick: false,
+        options: LARGE_ALONE,
+        run: boot::four_vcpus,
+    },
+    Scenario {
+        name: "debian-login",
+        about: "systemd boots to a login on the console and by ssh",
+        quick: false,
+        options: LARGE_ALONE,
+        run: boot::login,
+    },
+    Scenario {
+        name: "debian-reboot",
+        about: "a reboot restarts the guest in place",
+        quick: false,
+        options: LARGE_ALONE,
+        run: boot::reboot,
+    },
+    Scenario {
+        name: "debian-poweroff",
+        about: "powering the guest off ends the monitor with code 0",
+        quick: false,
+        options: LARGE_ALONE,
+        run: boot::power_off,
+    },
+    Scenario {
+        name: "redis-power-off",
+        about: "the primary's machine loses its power under Redis; every synced write is there",
+        quick: true,
+        options: LARGE,
+        run: services::redis,
+    },
+    Scenario {
+        name: "redis-freeze",
+        about: "the primary's machine freezes under Redis, is replaced, thaws, and stops without a frame",
+        quick: false,
+        options: LARGE,
+        run: services::freeze,
+    },
+    Scenario {
+        name: "redis-standby-killed",
+        about: "the standby is killed; Redis goes on",
+        quick: false,
+        options: LARGE,
+        run: services::standby_killed,
+    },
+    Scenario {
+        name: "postgresql-power-off",
+        about: "the primary's machine loses its power; every committed row is there, and on one connection",
+        quick: false,
+        options: LARGE,
+        run: services::postgresql,
+    },
+    Scenario {
+        name: "fio-power-off",
+        about: "the primary's machine loses its power while fio writes; fio finds every block right",
+        quick: false,
+        options: LARGE,
+        run: services::fio,
+    },
+    Scenario {
+        name: "connections-power-off",
+        about: "the primary's machine loses its power; iperf3 and an ssh session go on",
+        quick: false,
+        options: LARGE,
+        run: services::connections,
+    },
+    Scenario {
+        name: "stress-power-off",
+        about: "the primary's machine loses its power; four busy processors go on without an error",
+        quick: false,
+        options: LARGE,
+        run: services::stress,
     },
 ];

@@ -51,6 +51,11 @@ pub(super) fn crash_and_return(lab: &mut Lab) -> Result<(), LabError> {
 
 pub(super) fn freeze(lab: &mut Lab) -> Result<(), LabError> {
     let (twins, judge) = under_load(lab)?;
+    freeze_under(lab, &twins, judge)
+}
+
+/// Freezes the primary's host, and demands that it says nothing more when it thaws.
+pub(super) fn freeze_under(lab: &mut Lab, twins: &Twins, judge: Judge) -> Result<(), LabError> {
     // Answers that have left the monitor, but not yet the machine, would leave it when it thaws. That is no harm,
     // but this is about answers that it gives afterwards.
     judge.pause(lab)?;
