@@ -33,6 +33,8 @@ pub struct Artifacts {
     pub evertwin: PathBuf,
     /// The hosts' process 1.
     pub agent: PathBuf,
+    /// The emulator, and options that come before the lab's own.
+    pub qemu: Vec<String>,
     /// A static busybox.
     pub busybox: PathBuf,
     /// What `make guest-debian` has built.
@@ -61,7 +63,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// [`LabError::NotBuilt`] naming what is missing and the command that builds it.
-    pub fn find(target: &Path, evertwin: Option<PathBuf>) -> Result<Self, LabError> {
+    pub fn find(target: &Path, evertwin: Option<PathBuf>, qemu: &str) -> Result<Self, LabError> {
         let release = target.join("x86_64-unknown-linux-gnu/release");
         let guest = |name: &str| built(target.join("guest-debian").join(name), "make guest-debian");
         Ok(Self {
@@ -70,6 +72,7 @@ impl Artifacts {
                 "make build",
             )?,
             agent: built(release.join("lab-agent"), "make lab")?,
+            qemu: qemu.split_whitespace().map(str::to_owned).collect(),
             busybox: built("/bin/busybox".into(), "apt-get install busybox-static")?,
             guest: GuestFiles {
                 kernel: guest("vmlinuz")?,
@@ -256,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_named_with_the_command_that_builds_it() {
-        let error = Artifacts::find(Path::new("/nowhere"), None).unwrap_err();
+        let error = Artifacts::find(Path::new("/nowhere"), None, "qemu").unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("/nowhere") && text.contains("make build"),

@@ -113,6 +113,7 @@ impl Lab {
                 name,
                 memory_mib: if twin { options.memory_mib } else { 512 },
                 cpus: if twin { options.cpus } else { 1 },
+                qemu: artifacts.qemu.clone(),
                 kernel: artifacts.guest.kernel.clone(),
                 image: image.into(),
                 root: artifacts.guest.root.clone(),

@@ -25,6 +25,9 @@ struct Cli {
     /// The monitor under test; without it the release build.
     #[arg(long, env = "EVERTWIN_BIN")]
     evertwin: Option<PathBuf>,
+    /// The emulator, and options that come before the lab's own.
+    #[arg(long, env = "EVERTWIN_LAB_QEMU", default_value = "qemu-system-x86_64")]
+    qemu: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -61,7 +64,7 @@ fn run(cli: Cli) -> Result<bool, LabError> {
     let scenarios = selection.scenarios()?;
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
     let target = target.canonicalize().unwrap_or(target);
-    let artifacts = Artifacts::find(&target, cli.evertwin)?;
+    let artifacts = Artifacts::find(&target, cli.evertwin, &cli.qemu)?;
     let run = Run::new(&target, artifacts)?;
     end_on_signals(run.sockets());
     Ok(run.all(&scenarios, cli.jobs))

@@ -18,11 +18,11 @@ use agent::Agent;
 pub use process::{Ended, RemoteProcess};
 
 /// How long a host may take to boot; the machine that emulates it may be busy.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(300);
 /// How long a command on a host may take.
-const COMMAND: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_secs(300);
 /// Most that an agent's answer about a file or signal may take.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// What a host is made of.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct Build {
     pub(crate) name: HostName,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    /// The emulator, and options that come before the host's own.
+    pub(crate) qemu: Vec<String>,
     /// Debian's kernel.
     pub(crate) kernel: PathBuf,
     /// The file system in memory.
@@ -114,7 +116,7 @@ impl Host {
         let build = &self.build;
         // The emulator ends with the thread that started it, however that ends.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL"]).args(&build.qemu);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-machine", "pc", "-accel", "tcg,thread=multi"]);
         command.args(["-cpu", "max,+svm"]);

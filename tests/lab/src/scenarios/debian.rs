@@ -32,15 +32,14 @@ pub(super) fn start_alone(
     Ok(vm)
 }
 
-/// Starts a protected guest, and waits for its services and its protection.
+/// Starts a protected guest and waits for its services and its protection.
 pub(super) fn start_protected(
     lab: &mut Lab,
     services: &'static str,
     vcpus: u32,
 ) -> Result<Twins, LabError> {
     let mut twins = Twins::prepare(lab, guest(Some(services), vcpus, true))?;
-    twins.start_protected(lab)?;
-    twins.on(HostName::A).await_output(0, READY, STEP)?;
+    twins.start_protected(lab, READY)?;
     Ok(twins)
 }
 

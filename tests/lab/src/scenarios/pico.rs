@@ -19,7 +19,7 @@ fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
         protected: true,
     };
     let mut twins = Twins::prepare(lab, file)?;
-    twins.start_protected(lab)?;
+    twins.start_protected(lab, "pico: ready")?;
     let judge = Judge::start(lab, 4)?;
     judge.await_more(100)?;
     Ok((twins, judge))
