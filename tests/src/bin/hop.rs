@@ -126,7 +126,11 @@ fn suspend(twin: &mut Twin) -> Fallible<Checkpoint> {
         }
     }
     let mut last = Capture::default();
+    // The guest goes on for a moment after the capture: what it says then belongs to the next
+    // process, which says it again (I1).
+    twin.hold_output();
     twin.capture(1, &mut last)?;
+    twin.release_through(1);
     twin.fence();
     Ok(Checkpoint {
         memory: [(pages, bytes), (last.pages, last.bytes)],
