@@ -15,7 +15,7 @@ use vm_memory::{
 };
 
 use crate::config::KernelSource;
-use crate::layout;
+use crate::{layout, reset_vector};
 
 /// Why a guest can't be booted.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,7 @@ pub fn load(memory: &GuestMemory, guest: Guest<'_>) -> Result<EntryPoint, BootEr
     header.cmdline_size = cmdline.len() as u32;
     header.type_of_loader = 0xFF;
     write_zero_page(memory, header, ram, guest.acpi)?;
+    reset_vector::write(memory)?;
     write_gdt_and_page_tables(memory).map_err(|_| BootError::NoRoom {
         what: "boot data",
         ram,
@@ -260,7 +261,7 @@ fn write_zero_page(
     let low_end = ram.min(layout::HOLE_START);
     let mut map = vec![
         (0, layout::LOW_RAM_END, RAM),
-        (layout::ACPI, layout::ACPI_END - layout::ACPI, RESERVED),
+        (layout::ACPI, layout::HIGH_RAM - layout::ACPI, RESERVED),
         (layout::HIGH_RAM, low_end - layout::HIGH_RAM, RAM),
     ];
     if ram > low_end {

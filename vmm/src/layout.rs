@@ -55,6 +55,8 @@ pub const LOW_RAM_END: u64 = 0x9_FC00;
 /// ACPI tables, the root pointer first: the area where a PC's firmware keeps it (ACPI 6.5, 5.2.5.1).
 pub const ACPI: u64 = 0xE_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where a processor begins in real mode, seen below 1 MiB (F000:FFF0).
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Where kernels are loaded.
 pub const HIGH_RAM: u64 = 0x10_0000;

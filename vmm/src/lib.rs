@@ -19,6 +19,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod page_set;
+mod reset_vector;
 pub mod run;
 pub mod terminal;
 pub mod twin;
