@@ -72,7 +72,9 @@ fn a_sync_that_is_cut_is_begun_again() {
     run_until_seen(&a.vm, &world, PAGES as usize);
     proxy.cut_after(1_000_000);
     let b = pair.start("b", FakeVm::new(&world, PAGES));
-    assert_eq!(pair.wait_named("a").generation, 1);
+    // If the cut came as the standby was about to be named, that generation has ended.
+    let generation = pair.wait_named("a").generation;
+    assert!((1..=2).contains(&generation), "{generation}");
     run_until_seen(&a.vm, &world, 100);
     a.stop();
     a.ended().expect("a clean stop");
