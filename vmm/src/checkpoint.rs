@@ -63,7 +63,8 @@ impl Machine {
             vcpus: paused.take_vcpus(),
             chips: self.vm().save_chips()?,
             host_tsc: host_tsc(),
-            exit: self.exit().get(),
+            // A host that can't go on raises it as well; the guest has not ended by that.
+            exit: self.exit().get().filter(|_| self.failure().is_none()),
             serial: paused.serial.save(),
             devices: paused.devices.iter().map(|device| device.save()).collect(),
         })
