@@ -93,8 +93,6 @@ impl Machine {
 
     /// Stops all vCPUs; they save their states in parallel.
     fn capture_vcpus(&self) -> Result<Vec<VcpuState>, KvmError> {
-        fail::fail_point!("pause::capture_while_others_run", |_| self
-            .pause_vcpus(true));
         // One that still runs may send an interrupt to one that is saved already: it would be
         // lost (I3). So all stop before any is read.
         if self.vcpus.len() > 1 {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use evertwin_devices::legacy::GuestExit;
 use evertwin_devices::serial::SerialState;
+use evertwin_devices::virtio::DeviceIdentity;
 
 use super::{Error, Machine, lock};
 use crate::config::AfterEnd;
@@ -107,7 +108,9 @@ impl Machine {
     fn blame_missing_drivers(&self) {
         for device in &self.devices {
             let device = lock(device);
-            if !device.driver_ready() {
+            // A guest does without an entropy device.
+            let needed = device.identity() != DeviceIdentity::Rng;
+            if needed && !device.driver_ready() {
                 tracing::warn!(
                     device = device.name(),
                     "the guest panicked and had not set up this device: its kernel or initrd needs the modules virtio_mmio and virtio_blk or virtio_net"
