@@ -25,7 +25,15 @@ impl Stage {
     /// If the files can't be written.
     #[must_use]
     pub fn new(config: &PairConfig) -> Self {
-        let lab = TestLab::new();
+        Self::in_lab(TestLab::new(), config)
+    }
+
+    /// The same in a lab that is already there.
+    ///
+    /// # Panics
+    /// If the files can't be written.
+    #[must_use]
+    pub fn in_lab(lab: TestLab, config: &PairConfig) -> Self {
         let pair = Pair::new(
             lab.topology.clone(),
             &evertwin_binary(),
@@ -45,15 +53,21 @@ impl Stage {
     #[must_use]
     pub fn protected(config: &PairConfig) -> Self {
         let mut stage = Self::new(config);
+        stage.protect();
         stage
-            .pair
+    }
+
+    /// Starts both twins and waits until the pair is protected and its guest is ready.
+    ///
+    /// # Panics
+    /// If it does not get there in time.
+    pub fn protect(&mut self) {
+        self.pair
             .start_protected(STEP)
             .unwrap_or_else(|error| panic!("{error}"));
-        stage
-            .twin(Node::A)
+        self.twin(Node::A)
             .wait_for_console("ready", STEP)
             .unwrap_or_else(|error| panic!("{error}"));
-        stage
     }
 
     /// A twin.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use evertwin::lab::client::LoadOptions;
-use evertwin::lab::pair::{Pair, PairConfig};
+use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::Node;
 use evertwin_tests::etcd::EtcdHost;
-use evertwin_tests::lab::{STEP, TestLab, evertwin_binary};
+use evertwin_tests::lab::TestLab;
 use evertwin_tests::stage::{Stage, demand_clean, wait_for_more};
 
 /// A protected pair whose arbiter is an etcd on a machine of its own.
@@ -18,22 +18,8 @@ fn protected() -> (EtcdHost, Stage) {
         arbiter: Some(etcd.arbiter()),
         ..PairConfig::default()
     };
-    let pair = Pair::new(
-        lab.topology.clone(),
-        &evertwin_binary(),
-        lab.directory(),
-        &config,
-    );
-    let pair = pair.unwrap_or_else(|error| panic!("{error}"));
-    let mut stage = Stage { pair, lab };
-    stage
-        .pair
-        .start_protected(STEP)
-        .unwrap_or_else(|error| panic!("{error}"));
-    stage
-        .twin(Node::A)
-        .wait_for_console("ready", STEP)
-        .unwrap_or_else(|error| panic!("{error}"));
+    let mut stage = Stage::in_lab(lab, &config);
+    stage.protect();
     (etcd, stage)
 }
 
