@@ -51,3 +51,15 @@ pub fn reset_until(boots: u8) -> Vec<u8> {
     code.extend(out_and_halt(0x600, 0x34));
     code
 }
+
+/// Code that powers the machine off if no line of either PIC reaches the processor, and panics otherwise.
+#[must_use]
+pub fn check_pics_masked() -> Vec<u8> {
+    // `in al, 0x21; mov ah, al; in al, 0xa1; and al, ah; inc al; jnz past the power-off`.
+    let mut code = vec![0xe4, 0x21, 0x88, 0xc4, 0xe4, 0xa1, 0x20, 0xe0, 0xfe, 0xc0];
+    let off = out_and_halt(0x600, 0x34);
+    code.extend([0x75, off.len() as u8]);
+    code.extend(off);
+    code.extend(out_and_halt(0x505, 1));
+    code
+}

@@ -1,6 +1,6 @@
 //! Booting and ending a plain microVM.
 
-use evertwin_tests::kernel::{elf, out_and_halt, reset_until};
+use evertwin_tests::kernel::{check_pics_masked, elf, out_and_halt, reset_until};
 use evertwin_tests::lab::{STEP, TestLab};
 
 /// Runs a kernel of a few bytes to its end and returns the exit code.
@@ -57,6 +57,12 @@ fn a_guest_reset_boots_the_guest_again_in_the_same_process() {
         let status = vm.wait_for_exit(STEP).unwrap();
         assert_eq!(status.code(), Some(0));
     }
+}
+
+/// Until a guest sets its LAPIC up, an interrupt of line 7 would be an exception to it.
+#[test]
+fn a_guest_finds_the_old_interrupt_controllers_silent() {
+    assert_eq!(exit_code_of(&check_pics_masked(), &[]), Some(0));
 }
 
 #[test]

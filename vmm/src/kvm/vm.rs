@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use evertwin_devices::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -53,6 +53,23 @@ pub struct Vm {
     pub(super) msrs: Vec<u32>,
 }
 
+/// Masks all lines of both PICs, as firmware leaves them. A hardware-reduced ACPI guest never programs them, but its
+/// first processor listens to them until it sets up its LAPIC: an early interrupt on line 7 would be vector 7, an exception.
+fn mask_pics(fd: &VmFd) -> Result<(), KvmError> {
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        fd.get_irqchip(&mut chip)
+            .map_err(KvmError::call("KVM_GET_IRQCHIP"))?;
+        chip.chip.pic.imr = 0xff;
+        fd.set_irqchip(&chip)
+            .map_err(KvmError::call("KVM_SET_IRQCHIP"))?;
+    }
+    Ok(())
+}
+
 impl Vm {
     /// Creates a VM with in-kernel PIC, IOAPIC, LAPICs and PIT over `memory`, for `vcpus` vCPUs.
     ///
@@ -70,6 +87,7 @@ impl Vm {
             .map_err(KvmError::call("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip()
             .map_err(KvmError::call("KVM_CREATE_IRQCHIP"))?;
+        mask_pics(&fd)?;
         fd.create_pit2(kvm_pit_config {
             flags: KVM_PIT_SPEAKER_DUMMY,
             ..Default::default()
