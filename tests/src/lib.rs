@@ -7,5 +7,6 @@ pub mod etcd;
 pub mod kernel;
 pub mod lab;
 pub mod proxy;
+pub mod ring;
 pub mod seed;
 pub mod stage;

@@ -12,8 +12,8 @@ struct Journey {
     hops: usize,
 }
 
-/// Boots `cmdline` and carries it through `hops` processes.
-fn journey(cmdline: &str, hops: usize, disk: Option<&Path>) -> Journey {
+/// Boots `guest` and carries it through `hops` processes.
+fn journey(guest: &str, hops: usize, disk: Option<&Path>) -> Journey {
     let directory = tempfile::tempdir().expect("a directory");
     let console = directory.path().join("console");
     let mut random = evertwin_tests::seed::generator();
@@ -25,7 +25,7 @@ fn journey(cmdline: &str, hops: usize, disk: Option<&Path>) -> Journey {
             .arg(if hop == 0 { "boot" } else { "resume" })
             .args([MEMORY_MIB, if hop == 0 { "300" } else { &run_ms }])
             .arg(&console)
-            .arg(cmdline)
+            .arg(guest)
             .args(disk);
         checkpoint = pass_through(command, &checkpoint, hop);
     }
@@ -115,4 +115,23 @@ fn a_disk_under_work_survives_four_hundred_processes() {
     let disk = directory.path().join("disk");
     std::fs::write(&disk, vec![0; 256 << 10]).expect("a disk");
     journey("workload=disk", 400, Some(&disk)).assert_unbroken("rounds");
+}
+
+/// Interrupts between processors, sleeping ones among them, arrive exactly once although all move to another process
+/// under way.
+#[test]
+fn processors_that_wake_each_other_survive_four_hundred_processes() {
+    let journey = journey("ring", 400, None);
+    let console = &journey.console;
+    let alphabet = ('a'..='z').cycle();
+    let expected: String = alphabet.take(console.len()).collect();
+    assert_eq!(*console, expected, "a turn was lost, repeated or wrong");
+    // A ring that has come to rest says nothing more.
+    assert!(
+        console.len() > journey.hops,
+        "only {} rounds in {} processes",
+        console.len(),
+        journey.hops
+    );
+    println!("{} processes, {} rounds", journey.hops, console.len());
 }

@@ -2,8 +2,9 @@
 //! (or boots), lets the guest run for a while, and gives the next checkpoint to standard
 //! output.
 //!
-//! `hop boot|resume MEMORY_MIB RUN_MS CONSOLE_FILE CMDLINE [DISK]`
+//! `hop boot|resume MEMORY_MIB RUN_MS CONSOLE_FILE GUEST [DISK]`
 //!
+//! GUEST is pico's command line, or `ring` for the kernel of [`evertwin_tests::ring`].
 //! DISK is the image as the stage before found it, and is brought to the moment of the
 //! checkpoint first. The guest runs on a copy of it that dies with this process.
 
@@ -19,6 +20,7 @@ use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin::memory::PAGE_SIZE;
 use evertwin::twin::Twin;
 use evertwin_replicator::machine::{Capture, DiskData, DiskWrite, Machine as _};
+use evertwin_tests::ring;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
@@ -34,8 +36,8 @@ struct Checkpoint {
 fn main() -> Fallible<()> {
     let _failpoints = fail::FailScenario::setup();
     let args: Vec<String> = std::env::args().collect();
-    let [_, how, memory, run_ms, console, cmdline, disk @ ..] = &args[..] else {
-        return Err("usage: hop boot|resume MEMORY_MIB RUN_MS CONSOLE_FILE CMDLINE [DISK]".into());
+    let [_, how, memory, run_ms, console, guest, disk @ ..] = &args[..] else {
+        return Err("usage: hop boot|resume MEMORY_MIB RUN_MS CONSOLE_FILE GUEST [DISK]".into());
     };
     let before = match how.as_str() {
         "boot" => None,
@@ -50,13 +52,21 @@ fn main() -> Fallible<()> {
         repeat(writes.unwrap_or_default(), Path::new(disk))?;
         std::fs::copy(disk, &image)?;
     }
+    let (kernel, vcpus) = match guest.as_str() {
+        "ring" => {
+            let kernel = scratch.path().join("ring");
+            std::fs::write(&kernel, ring::kernel())?;
+            (KernelSource::File(kernel), ring::VCPUS)
+        }
+        _ => (KernelSource::Pico, 1),
+    };
     let config = VmConfig {
         name: "hop".into(),
-        kernel: KernelSource::Pico,
+        kernel,
         initrd: None,
-        cmdline: cmdline.clone(),
+        cmdline: guest.clone(),
         memory: memory.parse::<u64>()? << 20,
-        vcpus: 1,
+        vcpus,
         on_reboot: AfterEnd::Exit,
         on_panic: AfterEnd::Exit,
         disks: disk

@@ -96,6 +96,12 @@ impl Machine {
         // One that still runs may send an interrupt to one that is saved already: it would be
         // lost (I3). So all stop before any is read.
         if self.vcpus.len() > 1 {
+            fail::fail_point!("pause::one_by_one", |_| {
+                let states = self.vcpus.iter().map(|vcpu| vcpu.pause(true)?.wait());
+                states
+                    .filter_map(|state| state.map(|s| s.map(|boxed| *boxed)).transpose())
+                    .collect()
+            });
             self.pause_vcpus(false)?;
         }
         self.pause_vcpus(true)
