@@ -128,6 +128,11 @@ impl DiskImage {
         self.read_only
     }
 
+    /// Adds the image's path to what the system said.
+    pub(super) fn name_in(&self, error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+    }
+
     pub(super) fn file(&self) -> &File {
         &self.file
     }
@@ -199,9 +204,8 @@ impl DiskImage {
             return Ok(());
         }
         let message = format!(
-            "a write of {len} bytes at {offset} is outside disk image {}: give both twins images \
-             of one size",
-            self.path.display()
+            "a write of {len} bytes at {offset} is outside this disk image: give both twins images \
+             of one size"
         );
         Err(io::Error::new(io::ErrorKind::InvalidData, message))
     }

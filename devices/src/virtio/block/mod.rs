@@ -497,10 +497,11 @@ impl Backend for Block {
     fn apply_disk_writes(&mut self, writes: &[DiskWrite]) -> io::Result<()> {
         for write in writes.iter().filter(|write| write.disk == self.disk) {
             let image = self.ring.image();
-            match &write.data {
-                DiskData::Bytes(bytes) => image.write_at(write.offset, bytes)?,
-                DiskData::Zeroes { len, unmap } => image.zero_at(write.offset, *len, *unmap)?,
-            }
+            let written = match &write.data {
+                DiskData::Bytes(bytes) => image.write_at(write.offset, bytes),
+                DiskData::Zeroes { len, unmap } => image.zero_at(write.offset, *len, *unmap),
+            };
+            written.map_err(|error| image.name_in(error))?;
         }
         Ok(())
     }
@@ -510,7 +511,8 @@ impl Backend for Block {
         if image.read_only() {
             return Ok(None);
         }
-        let found = image.next_contents(from, limit)?;
+        let found = image.next_contents(from, limit);
+        let found = found.map_err(|error| image.name_in(error))?;
         Ok(found.map(|(offset, data)| DiskWrite {
             disk: self.disk,
             offset,
@@ -519,9 +521,10 @@ impl Backend for Block {
     }
 
     fn clear_disk(&mut self) -> io::Result<()> {
-        match self.ring.image().read_only() {
+        let image = self.ring.image();
+        match image.read_only() {
             true => Ok(()),
-            false => self.ring.image().clear(),
+            false => image.clear().map_err(|error| image.name_in(error)),
         }
     }
 }
