@@ -4,7 +4,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test demo bench guest-debian lab lint fmt sabotage deps clean
+.PHONY: help build test demo bench guest-debian lab lab-build lint fmt sabotage lab-sabotage deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -15,8 +15,17 @@ build: ## the evertwin binary, static, in target/x86_64-unknown-linux-gnu/releas
 test: ## formatting, lints, unit tests and end-to-end tests (root and /dev/kvm)
 	@tests/run-all
 
-demo: build ## a guest keeps its TCP connection while its primary is killed (30 s)
+# Where there is no /dev/kvm, an emulated host has one: KVM=lab asks for it.
+KVM ?= $(if $(wildcard /dev/kvm),native,lab)
+
+demo: demo-$(KVM) ## a guest keeps its TCP connection while its primary is killed (30 s)
+
+demo-native: build
 	@$(EVERTWIN) demo
+
+demo-lab: build lab-build
+	@echo "demo: /dev/kvm of an emulated host is used: it takes minutes, and its times mean nothing"
+	@$(LAB) --in-host -- /tmp/evertwin demo
 
 bench: build ## the figures: pause, delay, blackout, boot
 	$(CARGO) run --release --locked --package evertwin-benches
@@ -24,10 +33,12 @@ bench: build ## the figures: pause, delay, blackout, boot
 guest-debian: ## a Debian guest (kernel, initrd, root image) from Debian's packages, in target/guest-debian (root)
 	@guest-images/debian/build
 
-lab: build guest-debian ## emulated hosts are powered off, frozen and cut off; NAME="scenario..." runs some (root)
+lab: build lab-build ## emulated hosts are powered off, frozen and cut off; NAME="scenario..." runs some (root)
+	@$(LAB) $(NAME)
+
+lab-build: guest-debian
 	@tests/install-deps lab
 	@$(CARGO) build --release --locked --package evertwin-lab
-	@$(LAB) $(NAME)
 
 lint: ## formatting and lints only
 	$(CARGO) fmt --all --check
@@ -40,6 +51,9 @@ fmt: ## format everything
 
 sabotage: ## break each invariant on purpose and see the tests find it
 	@tests/sabotage
+
+lab-sabotage: lab-build ## break the monitor on purpose and see the lab find it (root)
+	@tests/sabotage lab
 
 deps: ## install from Debian what the tests need and this machine lacks (root)
 	@tests/install-deps

@@ -329,6 +329,7 @@ impl<B: Backend> Device for VirtioMmio<B> {
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        fail::fail_point!("device::restore", |_| Ok(()));
         let DeviceState { transport, backend } = state;
         let queues = self.transport.check(&transport)?;
         self.backend.restore(&transport, backend)?;

@@ -19,6 +19,7 @@ const DRIVERS: &[&str] = &[
     "crc32c_intel",
     "kvm_amd",
     "tun",
+    "veth",
     "bridge",
     "sch_netem",
     "dm_mod",

@@ -4,8 +4,9 @@ use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::error::LabError;
+use crate::error::{LabError, demand};
 use crate::host::{Build, Host, RemoteProcess};
 use crate::image::Artifacts;
 use crate::network::{Card, GUEST_MAC, NETWORKS};
@@ -13,7 +14,7 @@ use crate::one_speaker::{self, Releaser};
 use crate::switch::{Capture, Switch};
 
 /// Bytes of a twin's host's own disk; it is sparse.
-const DISK_BYTES: u64 = 2 << 30;
+pub(crate) const DISK_BYTES: u64 = 2 << 30;
 
 /// One of the lab's hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,8 +50,6 @@ impl fmt::Display for HostName {
 pub struct LabOptions {
     /// Memory of a twin's host.
     pub memory_mib: u32,
-    /// Processors of a twin's host.
-    pub cpus: u32,
     /// Whether there is a second host for a twin.
     pub twins: bool,
 }
@@ -66,6 +65,8 @@ pub struct Lab {
     pub client: Host,
     /// All monitors that were started, for their rights to speak.
     pub(crate) monitors: Vec<RemoteProcess>,
+    /// How often the scenario itself makes the guest reset.
+    pub(crate) resets: usize,
     /// The key that opens the Debian guest by ssh.
     pub(crate) ssh_key: PathBuf,
     replication: Switch,
@@ -75,7 +76,8 @@ pub struct Lab {
 
 impl Lab {
     /// Builds and boots a lab. Its logs and the capture of the guest's LAN go to `directory`, its sockets to
-    /// `sockets`, whose path must be short. `image` is the hosts' file system.
+    /// `sockets`, whose path must be short. `image` is the hosts' file system. What should come and does not is
+    /// waited for as long as `patience`.
     ///
     /// # Errors
     /// Anything that keeps a host from running.
@@ -85,6 +87,7 @@ impl Lab {
         directory: &Path,
         sockets: &Path,
         options: LabOptions,
+        patience: Duration,
     ) -> Result<Self, LabError> {
         let switch = |(card, hosts): &(Card, &[HostName])| {
             let name = card.device();
@@ -112,19 +115,19 @@ impl Lab {
             Host::new(Build {
                 name,
                 memory_mib: if twin { options.memory_mib } else { 512 },
-                cpus: if twin { options.cpus } else { 1 },
                 qemu: artifacts.qemu.clone(),
                 kernel: artifacts.guest.kernel.clone(),
                 image: image.into(),
                 root: artifacts.guest.root.clone(),
                 disk: if twin {
-                    Some(make_disk(directory, name)?)
+                    Some(make_disk(directory, name, None)?)
                 } else {
                     None
                 },
                 cards: cards(name, sockets),
                 logs: directory.into(),
                 sockets: sockets.into(),
+                patience,
             })
         };
         let mut lab = Self {
@@ -135,6 +138,7 @@ impl Lab {
             },
             client: host(HostName::Client)?,
             monitors: Vec::new(),
+            resets: 0,
             ssh_key: artifacts.guest.ssh_key.clone(),
             replication,
             guest_lan,
@@ -169,6 +173,28 @@ impl Lab {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Checks that the guest has reset or panicked no more often than the scenario made it: a guest whose state is
+    /// wrong may well recover by booting again.
+    ///
+    /// # Errors
+    /// It has.
+    pub fn check_resets(&self) -> Result<(), LabError> {
+        let reset = |text: &str| text.ends_with(": booting it again");
+        let logs = self
+            .monitors
+            .iter()
+            .flat_map(|monitor| monitor.log().lines());
+        let resets = logs
+            .filter(|line| line.message().as_deref().is_some_and(reset))
+            .count();
+        demand!(
+            resets == self.resets,
+            "the guest was reset {resets} times, and {} times on purpose",
+            self.resets
+        );
         Ok(())
     }
 
@@ -260,16 +286,22 @@ fn cards(host: HostName, sockets: &Path) -> Vec<(Card, PathBuf)> {
         .collect()
 }
 
-/// A new disk of a host's own, with an empty file system.
-fn make_disk(directory: &Path, host: HostName) -> Result<PathBuf, LabError> {
+/// A new disk of a host's own, with a file system that holds a copy of the directory `files`, or nothing.
+pub(crate) fn make_disk(
+    directory: &Path,
+    host: HostName,
+    files: Option<&Path>,
+) -> Result<PathBuf, LabError> {
     let path = directory.join(format!("host-{host}.disk"));
     let what = format!("making {}", path.display());
     let make = || {
         File::create(&path)?.set_len(DISK_BYTES)?;
         let mut command = Command::new("mke2fs");
-        command
-            .args(["-q", "-t", "ext4", "-O", "^has_journal"])
-            .arg(&path);
+        command.args(["-q", "-t", "ext4", "-O", "^has_journal"]);
+        if let Some(files) = files {
+            command.arg("-d").arg(files);
+        }
+        command.arg(&path);
         // Debian keeps it where an ordinary user's PATH does not look.
         let paths = std::env::var("PATH").unwrap_or_default();
         let output = command

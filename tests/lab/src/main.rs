@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use evertwin_lab::{Artifacts, LabError, Run, SCENARIOS, Selection};
+use evertwin_lab::{Artifacts, Ended, LabError, Run, SCENARIOS, Selection};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -19,9 +20,19 @@ struct Cli {
     /// Run a part of them.
     #[arg(long, conflicts_with = "names")]
     subset: Option<Subset>,
+    /// Run no scenario, but this command in one emulated host, which has /dev/kvm, /tmp/evertwin and Debian's tools.
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, conflicts_with_all = ["names", "subset"])]
+    in_host: Vec<String>,
+    /// With --in-host: a directory to have a copy of at /mnt.
+    #[arg(long, requires = "in_host")]
+    files: Option<PathBuf>,
     /// How many run at the same time; each has three emulated machines.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Seconds after which a step that does not come is given up. Everything is emulated, on processors that others
+    /// may use as well: this only bounds the wait for what never comes.
+    #[arg(long, default_value_t = 600, env = "EVERTWIN_LAB_PATIENCE")]
+    patience: u64,
     /// The monitor under test; without it the release build.
     #[arg(long, env = "EVERTWIN_BIN")]
     evertwin: Option<PathBuf>,
@@ -46,8 +57,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match run(cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error}");
             ExitCode::FAILURE
@@ -55,7 +65,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<bool, LabError> {
+fn run(cli: Cli) -> Result<ExitCode, LabError> {
     let selection = match cli.subset {
         Some(Subset::Quick) => Selection::Quick,
         None if cli.names.is_empty() => Selection::All,
@@ -65,9 +75,18 @@ fn run(cli: Cli) -> Result<bool, LabError> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
     let target = target.canonicalize().unwrap_or(target);
     let artifacts = Artifacts::find(&target, cli.evertwin, &cli.qemu)?;
-    let run = Run::new(&target, artifacts)?;
+    let run = Run::new(&target, artifacts, Duration::from_secs(cli.patience))?;
     end_on_signals(run.sockets());
-    Ok(run.all(&scenarios, cli.jobs))
+    if !cli.in_host.is_empty() {
+        return Ok(match run.in_host(cli.files.as_deref(), &cli.in_host)? {
+            Ended::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+            Ended::Signal(_) | Ended::WithItsHost => ExitCode::FAILURE,
+        });
+    }
+    Ok(match run.all(&scenarios, cli.jobs) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 /// Ends the lab when it is interrupted. The machines end with the threads that started them; what is left to do is

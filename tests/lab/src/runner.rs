@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
@@ -54,6 +54,7 @@ pub struct Run {
     artifacts: Artifacts,
     directory: PathBuf,
     image: PathBuf,
+    patience: Duration,
     /// Sockets have short paths only.
     sockets: TempDir,
     passed: AtomicUsize,
@@ -61,11 +62,12 @@ pub struct Run {
 }
 
 impl Run {
-    /// Makes a run's directory in `target/lab` and builds the hosts' file system in it.
+    /// Makes a run's directory in `target/lab` and builds the hosts' file system in it. No single step of a scenario
+    /// is waited for longer than `patience`.
     ///
     /// # Errors
     /// Anything that keeps that from being written.
-    pub fn new(target: &Path, artifacts: Artifacts) -> Result<Self, LabError> {
+    pub fn new(target: &Path, artifacts: Artifacts, patience: Duration) -> Result<Self, LabError> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -80,6 +82,7 @@ impl Run {
             artifacts,
             directory,
             image,
+            patience,
             sockets: sockets.map_err(LabError::io("making a directory for sockets"))?,
             passed: AtomicUsize::new(0),
             failed: AtomicUsize::new(0),
@@ -90,6 +93,23 @@ impl Run {
     #[must_use]
     pub fn sockets(&self) -> &Path {
         self.sockets.path()
+    }
+
+    pub(crate) fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Removes what the run has written; it went well.
+    pub fn forget(&self) {
+        let _ = fs::remove_dir_all(&self.directory);
     }
 
     /// Runs the scenarios, `jobs` at a time, and says how each went. True if all passed.
@@ -170,17 +190,24 @@ impl Run {
             directory,
             sockets,
             scenario.options,
+            self.patience,
         )?;
         let outcome = (scenario.run)(&mut lab);
         // Said first: a scenario whose machine has died fails in other words.
         lab.check_machines()?;
-        // What a failed scenario's frames show is said as well: it may be the cause.
-        let spoken = lab.check_one_speaker();
-        match (outcome, spoken) {
-            (Err(LabError::Wrong(what)), Err(two)) => {
-                Err(LabError::Wrong(format!("{what}; {two}")))
+        // What a failed scenario's frames and logs show is said as well: it may be the cause.
+        let checks = [lab.check_resets(), lab.check_one_speaker()];
+        let mut wrongs = Vec::new();
+        for result in std::iter::once(outcome).chain(checks) {
+            wrongs.extend(result.err());
+        }
+        match wrongs.len() {
+            0 => Ok(()),
+            1 => Err(wrongs.remove(0)),
+            _ => {
+                let words: Vec<String> = wrongs.iter().map(ToString::to_string).collect();
+                Err(LabError::Wrong(words.join("; ")))
             }
-            (outcome, spoken) => outcome.and(spoken),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! The guest and its two monitors.
 
-use std::time::Duration;
-
 use evertwin::lab::events::Line;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -10,10 +8,6 @@ use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
 use crate::lab::{HostName, Lab};
 use crate::network::{ARBITER, GUEST, GUEST_MAC};
-
-/// The longest that one step of a scenario may take. Everything is emulated, on processors that others may use as
-/// well: this only bounds the wait for what never comes.
-pub(crate) const STEP: Duration = Duration::from_secs(600);
 
 /// Where a host keeps the guest's own disk, and how Debian's tools see it.
 const DATA_DISK: &str = "/disk/data.img";
@@ -82,7 +76,7 @@ impl VmFile {
             // Emulated hosts are slow and share two processors: nothing is dead because it is late.
             text += &format!(
                 "[replication]\narbiter = \"etcd:http://{ARBITER}\"\n\
-                 epoch = \"50ms\"\nheartbeat = \"500ms\"\ntimeout = \"3s\"\n\
+                 epoch = \"200ms\"\nheartbeat = \"500ms\"\ntimeout = \"3s\"\n\
                  [node.a]\naddress = \"192.168.50.1:7700\"\n[node.b]\naddress = \"192.168.50.2:7700\"\n"
             );
         }
@@ -181,9 +175,9 @@ impl Twins {
     /// It is not in time.
     pub fn start_protected(&mut self, lab: &mut Lab, ready: &str) -> Result<(), LabError> {
         let a = self.start(lab, HostName::A)?;
-        a.await_output(0, ready, STEP)?;
+        a.await_output(0, ready)?;
         self.start(lab, HostName::B)?;
-        a.await_event("protected", STEP).map(drop)
+        a.await_event("protected").map(drop)
     }
 
     /// The monitor that was last started on a host.
@@ -206,7 +200,7 @@ impl Twins {
     pub fn crash(&self, lab: &Lab, host: HostName) -> Result<(), LabError> {
         let process = self.on(host);
         lab.host(host).signal(process.name(), Signal::KILL)?;
-        let ended = process.await_end(STEP)?;
+        let ended = process.await_end()?;
         demand!(
             ended == Ended::Signal(9),
             "evertwin on {host} ended by itself: {ended:?}"
@@ -244,10 +238,7 @@ fn start_arbiter(lab: &Lab) -> Result<(), LabError> {
         ],
     )?;
     // Its log's words for "the door is open".
-    let wanted = |line: &Line| line.text.contains("serving insecure client requests");
-    etcd.log().wait(0, STEP, wanted).map(drop).map_err(|_| {
-        LabError::Wrong("the arbiter does not start; see host-client.etcd.log".to_owned())
-    })
+    etcd.await_log("serving insecure client requests").map(drop)
 }
 
 /// The judging client on the client's host: it loads a key-value server over one connection.
@@ -281,19 +272,9 @@ impl Judge {
     pub fn await_more(&self, more: u64) -> Result<(), LabError> {
         let goal = self.acked() + more;
         let from = self.0.console().len();
-        let found = self
-            .0
-            .console()
-            .wait(from, STEP, |line| acked(line) >= goal);
-        let last = || self.0.console().lines().pop().map(|line| line.text);
-        found.map(drop).map_err(|_| {
-            let error = self.0.log().lines().pop().map(|line| line.text);
-            LabError::Wrong(format!(
-                "the client got no {more} answers more: {:?} {:?}",
-                last(),
-                error
-            ))
-        })
+        let what = format!("{more} answers more");
+        let found = self.0.await_line(from, &what, |line| acked(line) >= goal);
+        found.map(drop)
     }
 
     /// Stops it for a while: what is under way is answered, and nothing new is asked.
@@ -319,13 +300,9 @@ impl Judge {
     /// Something was.
     pub fn demand_clean(self, lab: &Lab) -> Result<String, LabError> {
         lab.client.input("judge", "finish\n")?;
-        let ended = self.0.await_end(STEP)?;
-        let verdict = self
-            .0
-            .console()
-            .wait(0, STEP, |line| line.message().as_deref() == Some("verdict"));
-        let verdict =
-            verdict.map_err(|_| LabError::Wrong("the judge gave no verdict".to_owned()))?;
+        let ended = self.0.await_end()?;
+        let is_verdict = |line: &Line| line.message().as_deref() == Some("verdict");
+        let verdict = self.0.await_line(0, "a verdict", is_verdict)?;
         demand!(
             ended == Ended::Code(0),
             "the client's verdict: {}",

@@ -38,6 +38,7 @@ impl Voice {
 /// # Errors
 /// What could not be set up.
 pub fn serve() -> io::Result<()> {
+    println!("lab-agent: begins");
     let port = setup::prepare()?;
     let voice = Voice(Arc::new(Mutex::new(port.try_clone()?)));
     if let Err(error) = setup::mount_tools() {

@@ -135,8 +135,9 @@ impl Agent {
         argv: Vec<String>,
         env: Vec<(String, String)>,
         logs: &Path,
+        patience: Duration,
     ) -> Result<RemoteProcess, LabError> {
-        let (process, sinks) = RemoteProcess::new(self.host, name, logs)?;
+        let (process, sinks) = RemoteProcess::new(self.host, name, logs, patience)?;
         self.shared.lock().processes.insert(name.to_owned(), sinks);
         let request = Request::Start {
             name: name.to_owned(),

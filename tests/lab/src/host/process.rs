@@ -27,6 +27,7 @@ pub enum Ended {
 pub struct RemoteProcess {
     host: HostName,
     name: String,
+    patience: Duration,
     console: Arc<LineLog>,
     log: Arc<LineLog>,
     ended: Arc<(Mutex<Option<Ended>>, Condvar)>,
@@ -59,7 +60,13 @@ impl Sinks {
 }
 
 impl RemoteProcess {
-    pub(super) fn new(host: HostName, name: &str, logs: &Path) -> Result<(Self, Sinks), LabError> {
+    /// A process whose waits last no longer than `patience`.
+    pub(super) fn new(
+        host: HostName,
+        name: &str,
+        logs: &Path,
+        patience: Duration,
+    ) -> Result<(Self, Sinks), LabError> {
         let follow = |kind: &str| -> Result<_, LabError> {
             let path = logs.join(format!("host-{host}.{name}.{kind}"));
             let what = format!("making {}", path.display());
@@ -83,6 +90,7 @@ impl RemoteProcess {
         let process = Self {
             host,
             name: name.to_owned(),
+            patience,
             console,
             log,
             ended,
@@ -118,38 +126,51 @@ impl RemoteProcess {
     ///
     /// # Errors
     /// It does not come in time, or the process ends before.
-    pub fn await_event(&self, message: &str, timeout: Duration) -> Result<Line, LabError> {
-        self.await_event_since(0, message, timeout)
+    pub fn await_event(&self, message: &str) -> Result<Line, LabError> {
+        self.await_event_since(0, message)
     }
 
     /// Waits for an event from line `from` of the log on.
     ///
     /// # Errors
     /// It does not come in time, or the process ends before.
-    pub fn await_event_since(
-        &self,
-        from: usize,
-        message: &str,
-        timeout: Duration,
-    ) -> Result<Line, LabError> {
+    pub fn await_event_since(&self, from: usize, message: &str) -> Result<Line, LabError> {
         let wanted = |line: &Line| line.message().as_deref() == Some(message);
-        let found = self.log.wait(from, timeout, wanted);
-        found.map_err(|why| self.no_line(&self.log, why, message, timeout))
+        let found = self.log.wait(from, self.patience, wanted);
+        found.map_err(|why| self.no_line(&self.log, why, message))
+    }
+
+    /// Waits for a line of its log that contains `text`.
+    ///
+    /// # Errors
+    /// It does not come in time, or the process ends before.
+    pub fn await_log(&self, text: &str) -> Result<Line, LabError> {
+        let found = self
+            .log
+            .wait(0, self.patience, |line| line.text.contains(text));
+        found.map_err(|why| self.no_line(&self.log, why, text))
     }
 
     /// Waits for a line of its output that contains `text`, from line `from` on.
     ///
     /// # Errors
     /// It does not come in time, or the process ends before.
-    pub fn await_output(
+    pub fn await_output(&self, from: usize, text: &str) -> Result<Line, LabError> {
+        self.await_line(from, text, |line| line.text.contains(text))
+    }
+
+    /// Waits for a line of its output, from line `from` on; `what` says which.
+    ///
+    /// # Errors
+    /// It does not come in time, or the process ends before.
+    pub fn await_line(
         &self,
         from: usize,
-        text: &str,
-        timeout: Duration,
+        what: &str,
+        wanted: impl Fn(&Line) -> bool,
     ) -> Result<Line, LabError> {
-        let wanted = |line: &Line| line.text.contains(text);
-        let found = self.console.wait(from, timeout, wanted);
-        found.map_err(|why| self.no_line(&self.console, why, text, timeout))
+        let found = self.console.wait(from, self.patience, wanted);
+        found.map_err(|why| self.no_line(&self.console, why, what))
     }
 
     /// Whether an event has been seen from line `from` of the log on.
@@ -169,23 +190,23 @@ impl RemoteProcess {
     ///
     /// # Errors
     /// It goes on running.
-    pub fn await_end(&self, timeout: Duration) -> Result<Ended, LabError> {
+    pub fn await_end(&self) -> Result<Ended, LabError> {
         let (state, changed) = &*self.ended;
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let (state, _) = changed
-            .wait_timeout_while(state, timeout, |ended| ended.is_none())
+            .wait_timeout_while(state, self.patience, |ended| ended.is_none())
             .unwrap_or_else(PoisonError::into_inner);
-        state.ok_or_else(|| self.no_line(&self.log, NoLine::Timeout, "its end", timeout))
+        state.ok_or_else(|| self.no_line(&self.log, NoLine::Timeout, "its end"))
     }
 
-    fn no_line(&self, log: &LineLog, why: NoLine, what: &str, after: Duration) -> LabError {
+    fn no_line(&self, log: &LineLog, why: NoLine, what: &str) -> LabError {
         let (who, what) = (format!("{} on {}", self.name, self.host), what.to_owned());
         let last = log.lines().pop().map(|line| line.text).unwrap_or_default();
         match why {
             NoLine::Timeout => LabError::Timeout {
                 who,
                 what,
-                after,
+                after: self.patience,
                 last,
             },
             NoLine::Ended => LabError::Gone { who, what, last },

@@ -6,7 +6,7 @@ use super::debian::{self, READY, run_in_guest, start_alone};
 use crate::error::{LabError, demand};
 use crate::host::Ended;
 use crate::lab::{HostName, Lab};
-use crate::twins::{Judge, Kernel, STEP, Twins, VmFile};
+use crate::twins::{Judge, Kernel, Twins, VmFile};
 
 pub(super) fn pico(lab: &mut Lab) -> Result<(), LabError> {
     let file = VmFile {
@@ -18,7 +18,7 @@ pub(super) fn pico(lab: &mut Lab) -> Result<(), LabError> {
     };
     let mut twins = Twins::prepare(lab, file)?;
     let vm = twins.start(lab, HostName::A)?;
-    vm.await_output(0, "pico: ready", STEP)?;
+    vm.await_output(0, "pico: ready")?;
     let judge = Judge::start(lab, 4)?;
     judge.await_more(200)?;
     judge.demand_clean(lab).map(drop)
@@ -50,13 +50,13 @@ pub(super) fn login(lab: &mut Lab) -> Result<(), LabError> {
     let mut twins = Twins::prepare(lab, debian::guest(None, 1, false))?;
     let vm = twins.start(lab, HostName::A)?;
     // The line before the prompt, which has no end of line to wait for.
-    vm.await_output(0, "Debian GNU/Linux 12 debian ttyS0", STEP)?;
+    vm.await_output(0, "Debian GNU/Linux 12 debian ttyS0")?;
     std::thread::sleep(Duration::from_secs(3));
     twins.type_line(lab, HostName::A, "root")?;
-    vm.await_output(0, "debian login: root", STEP)?;
+    vm.await_output(0, "debian login: root")?;
     std::thread::sleep(Duration::from_secs(3));
     twins.type_line(lab, HostName::A, "echo i-am-$(whoami)")?;
-    vm.await_output(0, "i-am-root", STEP)?;
+    vm.await_output(0, "i-am-root")?;
     let state = run_in_guest(lab, "systemctl is-system-running --wait")?;
     demand!(state == "running", "systemd says {state}");
     Ok(())
@@ -67,9 +67,10 @@ pub(super) fn reboot(lab: &mut Lab) -> Result<(), LabError> {
     let boot_id = "cat /proc/sys/kernel/random/boot_id";
     let before = run_in_guest(lab, boot_id)?;
     let from = vm.console().len();
+    lab.resets = 1;
     // The machine goes before ssh can say goodbye.
     let _session = debian::start_in_guest(lab, "reboot", "reboot -f")?;
-    vm.await_output(from, READY, STEP)?;
+    vm.await_output(from, READY)?;
     let after = run_in_guest(lab, boot_id)?;
     demand!(
         before != after,
@@ -85,7 +86,7 @@ pub(super) fn reboot(lab: &mut Lab) -> Result<(), LabError> {
 pub(super) fn power_off(lab: &mut Lab) -> Result<(), LabError> {
     let vm = start_alone(lab, "sshd", 2)?;
     let _session = debian::start_in_guest(lab, "poweroff", "poweroff -f")?;
-    let ended = vm.await_end(STEP)?;
+    let ended = vm.await_end()?;
     demand!(
         ended == Ended::Code(0),
         "evertwin ended with {ended:?} and not with code 0"

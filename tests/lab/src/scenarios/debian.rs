@@ -4,7 +4,7 @@ use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
 use crate::lab::{HostName, Lab};
 use crate::network::GUEST;
-use crate::twins::{Kernel, STEP, Twins, VmFile};
+use crate::twins::{Kernel, Twins, VmFile};
 
 /// Said by the guest's short init when all its services answer.
 pub(super) const READY: &str = "lab-init: ready";
@@ -28,7 +28,7 @@ pub(super) fn start_alone(
 ) -> Result<RemoteProcess, LabError> {
     let mut twins = Twins::prepare(lab, guest(Some(services), vcpus, false))?;
     let vm = twins.start(lab, HostName::A)?;
-    vm.await_output(0, READY, STEP)?;
+    vm.await_output(0, READY)?;
     Ok(vm)
 }
 
@@ -84,7 +84,7 @@ pub(super) fn start_in_guest(
 
 /// Demands that a client's tool ends well.
 pub(super) fn demand_success(process: &RemoteProcess) -> Result<(), LabError> {
-    let ended = process.await_end(STEP * 2)?;
+    let ended = process.await_end()?;
     let last = |log: &evertwin::lab::events::LineLog| {
         log.lines().pop().map(|line| line.text).unwrap_or_default()
     };

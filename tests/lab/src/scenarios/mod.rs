@@ -2,6 +2,7 @@
 
 mod boot;
 mod debian;
+mod disks;
 mod pico;
 mod services;
 
@@ -26,14 +27,12 @@ pub struct Scenario {
 /// Hosts for a small guest.
 const SMALL: LabOptions = LabOptions {
     memory_mib: 512,
-    cpus: 1,
     twins: true,
 };
 
 /// Hosts for a Debian guest.
 const LARGE: LabOptions = LabOptions {
     memory_mib: 1024,
-    cpus: 2,
     twins: true,
 };
 
@@ -110,6 +109,20 @@ pub const SCENARIOS: &[Scenario] = &[
         quick: false,
         options: SMALL,
         run: pico::clock_jump,
+    },
+    Scenario {
+        name: "disk-full",
+        about: "the standby's disk is full: it steps down and says why, the guest goes on, and is protected again later",
+        quick: false,
+        options: SMALL,
+        run: disks::standby_full,
+    },
+    Scenario {
+        name: "disk-errors",
+        about: "the standby's disk fails: it steps down and says why; the guest goes on",
+        quick: false,
+        options: SMALL,
+        run: disks::standby_fails,
     },
     Scenario {
         name: "debian-1-vcpu",

@@ -6,11 +6,11 @@ use crate::error::{LabError, demand};
 use crate::host::Ended;
 use crate::lab::{HostName, Lab};
 use crate::network::Card;
-use crate::twins::{Judge, Kernel, STEP, Twins, VmFile};
+use crate::twins::{Judge, Kernel, Twins, VmFile};
 use HostName::{A, B};
 
 /// A protected guest on both hosts, under load, every write on its disk before it is answered.
-fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
+pub(super) fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
     let file = VmFile {
         kernel: Kernel::Pico("workload=kv ip=10.77.0.2/24 log=vda".to_owned()),
         memory_mib: 64,
@@ -28,7 +28,7 @@ fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
 pub(super) fn power_off(lab: &mut Lab) -> Result<(), LabError> {
     let (twins, judge) = under_load(lab)?;
     lab.a.power_off();
-    twins.on(B).await_event("promoted", STEP)?;
+    twins.on(B).await_event("promoted")?;
     judge.await_more(100)?;
     judge.demand_clean(lab).map(drop)
 }
@@ -38,12 +38,10 @@ pub(super) fn crash_and_return(lab: &mut Lab) -> Result<(), LabError> {
     for (primary, survivor) in [(A, B), (B, A)] {
         let before = twins.on(survivor).log().len();
         twins.crash(lab, primary)?;
-        twins.on(survivor).await_event("promoted", STEP)?;
+        twins.on(survivor).await_event("promoted")?;
         judge.await_more(50)?;
         twins.start(lab, primary)?;
-        twins
-            .on(survivor)
-            .await_event_since(before, "protected", STEP)?;
+        twins.on(survivor).await_event_since(before, "protected")?;
         judge.await_more(50)?;
     }
     judge.demand_clean(lab).map(drop)
@@ -63,10 +61,10 @@ pub(super) fn freeze_under(lab: &mut Lab, twins: &Twins, judge: Judge) -> Result
     lab.a.freeze();
     let spoken = lab.frames_from(A);
     judge.resume(lab)?;
-    twins.on(B).await_event("promoted", STEP)?;
+    twins.on(B).await_event("promoted")?;
     judge.await_more(100)?;
     lab.a.thaw();
-    let ended = twins.on(A).await_end(STEP)?;
+    let ended = twins.on(A).await_end()?;
     demand!(
         ended == Ended::Code(3),
         "the thawed primary ended with {ended:?} and not with code 3"
@@ -112,7 +110,7 @@ fn lose_link(lab: &mut Lab, ways: &[(HostName, HostName)]) -> Result<(), LabErro
         "solo on a: {alone}, promoted on b: {promoted}"
     );
     if promoted {
-        let ended = twins.on(A).await_end(STEP)?;
+        let ended = twins.on(A).await_end()?;
         demand!(
             ended == Ended::Code(3),
             "the loser ended with {ended:?} and not with code 3"
@@ -134,7 +132,7 @@ pub(super) fn bad_link(lab: &mut Lab) -> Result<(), LabError> {
         "the standby was given up although its link was only slow"
     );
     lab.a.power_off();
-    twins.on(B).await_event("promoted", STEP)?;
+    twins.on(B).await_event("promoted")?;
     judge.await_more(50)?;
     judge.demand_clean(lab).map(drop)
 }
@@ -153,7 +151,7 @@ pub(super) fn clock_jump(lab: &mut Lab) -> Result<(), LabError> {
         "a clock jump was taken for the peer's death"
     );
     lab.a.power_off();
-    twins.on(B).await_event("promoted", STEP)?;
+    twins.on(B).await_event("promoted")?;
     judge.await_more(50)?;
     judge.demand_clean(lab).map(drop)
 }

@@ -7,13 +7,13 @@ use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
 use crate::lab::{HostName, Lab};
 use crate::network::GUEST;
-use crate::twins::{Judge, STEP, Twins};
+use crate::twins::{Judge, Twins};
 use HostName::{A, B};
 
 /// Cuts the primary's power and waits for the takeover.
 fn lose_primary(lab: &mut Lab, twins: &Twins) -> Result<(), LabError> {
     lab.a.power_off();
-    twins.on(B).await_event("promoted", STEP).map(drop)
+    twins.on(B).await_event("promoted").map(drop)
 }
 
 pub(super) fn redis(lab: &mut Lab) -> Result<(), LabError> {
@@ -74,14 +74,8 @@ pub(super) fn postgresql(lab: &mut Lab) -> Result<(), LabError> {
 /// Waits until a client has printed so many lines more.
 fn await_lines(client: &RemoteProcess, more: usize) -> Result<(), LabError> {
     let goal = client.console().len() + more;
-    client
-        .console()
-        .wait(goal - 1, STEP, |_| true)
-        .map(drop)
-        .map_err(|_| {
-            let last = client.log().lines().pop().map(|line| line.text);
-            LabError::Wrong(format!("{} goes on no more: {last:?}", client.name()))
-        })
+    let what = format!("{more} lines more");
+    client.await_line(goal - 1, &what, |_| true).map(drop)
 }
 
 pub(super) fn fio(lab: &mut Lab) -> Result<(), LabError> {
@@ -93,7 +87,7 @@ pub(super) fn fio(lab: &mut Lab) -> Result<(), LabError> {
         "echo begins; fio --name=lab --filename=/var/tmp/fio --size=16m --bs=4k --rw=randwrite --direct=1 \
          --ioengine=libaio --iodepth=8 --rate_iops=100 --verify=crc32c --verify_fatal=1 --do_verify=1",
     )?;
-    fio.await_output(0, "begins", STEP)?;
+    fio.await_output(0, "begins")?;
     std::thread::sleep(Duration::from_secs(15));
     demand!(fio.ended().is_none(), "fio was done before the power cut");
     lose_primary(lab, &twins)?;
@@ -114,7 +108,7 @@ pub(super) fn connections(lab: &mut Lab) -> Result<(), LabError> {
     let twins = start_protected(lab, "sshd,iperf3", 1)?;
     let ticks = format!("for n in $(seq {SECONDS}); do echo tick $n; sleep 1; done");
     let session = start_in_guest(lab, "session", &ticks)?;
-    session.await_output(0, "tick 1", STEP)?;
+    session.await_output(0, "tick 1")?;
     let seconds = SECONDS.to_string();
     let iperf = [
         "iperf3",
@@ -127,7 +121,7 @@ pub(super) fn connections(lab: &mut Lab) -> Result<(), LabError> {
         "--forceflush",
     ];
     let iperf = lab.client.start_tool("iperf3", &iperf)?;
-    iperf.await_output(0, "sec", STEP)?;
+    iperf.await_output(0, "sec")?;
     std::thread::sleep(Duration::from_secs(8));
     lose_primary(lab, &twins)?;
     demand!(
@@ -157,7 +151,7 @@ pub(super) fn stress(lab: &mut Lab) -> Result<(), LabError> {
         "stress-ng",
         "echo begins; stress-ng --cpu 4 --vm 2 --vm-bytes 16m --switch 2 --verify --timeout 40s 2>&1",
     )?;
-    stress.await_output(0, "begins", STEP)?;
+    stress.await_output(0, "begins")?;
     std::thread::sleep(Duration::from_secs(12));
     demand!(
         stress.ended().is_none(),
