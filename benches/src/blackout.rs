@@ -8,7 +8,7 @@ use evertwin::lab::topology::Node;
 use evertwin_tests::lab::STEP;
 use evertwin_tests::stage::Stage;
 
-use crate::report::{Row, Samples};
+use crate::report::{Row, Samples, Target};
 
 const KILLS: usize = 15;
 
@@ -25,7 +25,7 @@ pub fn run() -> Row {
         "blackout on kill -9",
         &blackout,
         ("longest gap between answers in the second before", &usual),
-        Duration::from_millis(150),
+        Target::Within(Duration::from_millis(150)),
         vec![],
     )
 }

@@ -6,5 +6,7 @@
 pub mod blackout;
 pub mod boot;
 pub mod delay;
+pub mod memory;
 pub mod pause;
 pub mod report;
+pub mod stock_boot;

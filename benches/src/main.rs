@@ -3,16 +3,18 @@
 use std::process::ExitCode;
 
 use evertwin_benches::report::Row;
-use evertwin_benches::{blackout, boot, delay, pause};
+use evertwin_benches::{blackout, boot, delay, memory, pause, stock_boot};
 
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 6] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
     ("boot", boot::run),
+    ("memory", memory::run),
+    ("stock-boot", stock_boot::run),
 ];
 
 fn main() -> ExitCode {
