@@ -25,7 +25,7 @@ demo-native: build
 
 demo-lab: build lab-build
 	@echo "demo: /dev/kvm of an emulated host is used: it takes minutes, and its times mean nothing"
-	@$(LAB) --in-host -- /tmp/evertwin demo
+	@$(LAB) --in-host -- /tmp/evertwin demo --slow 10
 
 bench: build lab-build ## the figures: pause, delay, blackout, boot, memory
 	$(CARGO) run --release --locked --package evertwin-benches

@@ -54,7 +54,15 @@ pub enum Command {
     /// Run a VM: a twin of a protected one from a file, or a plain one from options.
     Run(Box<RunArgs>),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
-    Demo,
+    Demo(DemoArgs),
+}
+
+/// Options of `evertwin demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// For slow machines, such as emulated ones: epochs, timeouts and waits last so many times as long.
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub slow: u32,
 }
 
 /// Options of `evertwin run`.

@@ -19,15 +19,15 @@ use narrate::{Narrator, grouped};
 
 /// How long the load runs before the kill, and again after it.
 const LOAD: Duration = Duration::from_secs(4);
-/// The longest wait for any single step.
+/// The longest wait for any single step, on a machine that is not slow.
 const STEP: Duration = Duration::from_secs(15);
 
 /// Runs the demo, tells its story on the standard output and ends with one line of verdict.
-/// Returns the process's exit code: 0 for PASS, 1 for FAIL.
+/// Returns the process's exit code: 0 for PASS, 1 for FAIL. Epochs, timeouts and waits last `slow` times as long as usual.
 ///
 /// To be called while the process still has only one thread: without root it enters a user namespace first.
 #[must_use]
-pub fn run() -> u8 {
+pub fn run(slow: u32) -> u8 {
     let story = Narrator::new();
     let prepared = preflight::gain_namespace_rights()
         .and_then(|()| preflight::check())
@@ -44,7 +44,7 @@ pub fn run() -> u8 {
             return 1;
         }
     };
-    let outcome = tell(&story, directory.path());
+    let outcome = tell(&story, directory.path(), slow);
     let fault = match &outcome {
         Ok(verdict) if verdict.is_clean() => None,
         Ok(verdict) => {
@@ -77,10 +77,17 @@ pub fn run() -> u8 {
 }
 
 /// The story itself. Everything it starts has ended when it returns.
-fn tell(story: &Narrator, directory: &Path) -> Result<Verdict, LabError> {
+fn tell(story: &Narrator, directory: &Path, slow: u32) -> Result<Verdict, LabError> {
     story.title("evertwin demo: a virtual machine that survives the death of its host");
     let cleaner = Cleaner::install(directory)?;
-    let config = PairConfig::default();
+    let usual = PairConfig::default();
+    let config = PairConfig {
+        epoch: usual.epoch * slow,
+        heartbeat: usual.heartbeat * slow,
+        timeout: usual.timeout * slow,
+        ..usual
+    };
+    let step = STEP * slow;
     let topology = Topology::new()?;
     describe_network(story, &topology);
     let mut pair = Pair::new(topology, &own_binary()?, directory, &config)?;
@@ -100,7 +107,7 @@ fn tell(story: &Narrator, directory: &Path) -> Result<Verdict, LabError> {
         let twin = pair.start(node)?;
         cleaner.watch(twin.handle());
     }
-    pair.twin(Node::A).wait_for_event("protected", STEP)?;
+    pair.twin(Node::A).wait_for_event("protected", step)?;
     story.step(
         "Protected. Host b holds a verified copy of the running VM, renewed many times a second;",
     );
@@ -108,10 +115,14 @@ fn tell(story: &Narrator, directory: &Path) -> Result<Verdict, LabError> {
         "what the guest sends leaves host a only when host b has the state that produced it.",
     );
 
-    let console = pair.twin(Node::A).wait_for_console("ready", STEP)?;
+    let console = pair.twin(Node::A).wait_for_console("ready", step)?;
     story.step(&format!("The guest's console says: {}", console.text));
-    let stream = pair.topology.client.connect(GUEST_KV, STEP)?;
-    let options = LoadOptions::default();
+    let stream = pair.topology.client.connect(GUEST_KV, step)?;
+    let usual = LoadOptions::default();
+    let options = LoadOptions {
+        patience: usual.patience * slow,
+        ..usual
+    };
     story.step(&format!(
         "The client opens one TCP connection to {GUEST_KV} and streams numbered writes, {} at a time:",
         options.depth
@@ -130,13 +141,13 @@ fn tell(story: &Narrator, directory: &Path) -> Result<Verdict, LabError> {
     story.command(&format!("kill -9 {}", pair.twin(Node::A).id()));
     let killed = Instant::now();
     pair.twin(Node::A).kill();
-    let promoted = pair.twin(Node::B).wait_for_event("promoted", STEP)?;
+    let promoted = pair.twin(Node::B).wait_for_event("promoted", step)?;
     let after = promoted.at.saturating_duration_since(killed);
     story.step(&format!(
         "Host b was promoted {} ms after the kill: same memory, same disk, same connections.",
         after.as_millis()
     ));
-    load.wait_until(STEP, |seen| seen.last_answer > Some(promoted.at));
+    load.wait_until(step, |seen| seen.last_answer > Some(promoted.at));
     load_for(&load, LOAD);
 
     let finished = load.progress();

@@ -49,6 +49,6 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
             Ok(outcome.code().into())
         }
         // No thread has been started yet, as the demo demands.
-        Command::Demo => Ok(evertwin::demo::run().into()),
+        Command::Demo(options) => Ok(evertwin::demo::run(options.slow).into()),
     }
 }
