@@ -48,18 +48,7 @@ pub fn run() -> Row {
 /// An unprotected guest that computes.
 fn alone() -> u64 {
     let lab = TestLab::new();
-    let mut process = lab.evertwin(
-        "memory",
-        [
-            "run",
-            "--kernel",
-            "pico",
-            "--cmdline",
-            "workload=cpu",
-            "--memory",
-            "128M",
-        ],
-    );
+    let mut process = lab.pico("memory", "workload=cpu", "128M");
     process
         .wait_for_console("ready", STEP)
         .unwrap_or_else(|error| panic!("{error}"));

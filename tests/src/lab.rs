@@ -96,6 +96,15 @@ impl TestLab {
         Process::start(command, name, self.directory()).unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Starts pico on host a, unprotected.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn pico(&self, name: &str, cmdline: &str, memory: &str) -> Process {
+        let arguments = ["run", "--kernel", "pico", "--cmdline", cmdline];
+        self.evertwin(name, arguments.into_iter().chain(["--memory", memory]))
+    }
+
     /// Runs `evertwin` on host a to its end and returns its status and log.
     ///
     /// # Panics

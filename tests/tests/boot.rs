@@ -17,18 +17,7 @@ fn exit_code_of(code: &[u8], options: &[&str]) -> Option<i32> {
 #[test]
 fn pico_says_that_it_is_ready() {
     let lab = TestLab::new();
-    let mut vm = lab.evertwin(
-        "vm",
-        [
-            "run",
-            "--kernel",
-            "pico",
-            "--cmdline",
-            "workload=cpu",
-            "--memory",
-            "64M",
-        ],
-    );
+    let mut vm = lab.pico("vm", "workload=cpu", "64M");
     let line = vm.wait_for_console("pico: ready", STEP).unwrap();
     assert!(line.text.contains("workload=cpu"), "{}", line.text);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
-use crate::error::LabError;
+use crate::error::{LabError, demand};
 use crate::image::Artifacts;
 use crate::lab::Lab;
 use crate::scenarios::{SCENARIOS, Scenario};
@@ -196,19 +196,11 @@ impl Run {
         // Said first: a scenario whose machine has died fails in other words.
         lab.check_machines()?;
         // What a failed scenario's frames and logs show is said as well: it may be the cause.
-        let checks = [lab.check_resets(), lab.check_one_speaker()];
-        let mut wrongs = Vec::new();
-        for result in std::iter::once(outcome).chain(checks) {
-            wrongs.extend(result.err());
-        }
-        match wrongs.len() {
-            0 => Ok(()),
-            1 => Err(wrongs.remove(0)),
-            _ => {
-                let words: Vec<String> = wrongs.iter().map(ToString::to_string).collect();
-                Err(LabError::Wrong(words.join("; ")))
-            }
-        }
+        let results = [outcome, lab.check_resets(), lab.check_one_speaker()];
+        let errors = results.into_iter().filter_map(Result::err);
+        let wrong: Vec<String> = errors.map(|error| error.to_string()).collect();
+        demand!(wrong.is_empty(), "{}", wrong.join("; "));
+        Ok(())
     }
 }
 
