@@ -23,7 +23,7 @@ const DRIVERS: &[&str] = &[
     "bridge",
     "sch_netem",
     "dm_mod",
-    "dm_flakey",
+    "dm_delay",
     "loop",
 ];
 

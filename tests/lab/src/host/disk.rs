@@ -11,6 +11,8 @@ const PLACE_OF_TOOLS: &str = "/debian/mnt";
 /// Name of the device between the disk and its file system (dmsetup(8)), and the node that the kernel makes for it.
 const LAYER: &str = "own";
 const LAYER_NODE: &str = "/dev/dm-0";
+/// How long an access to a disk that hangs takes, in milliseconds: longer than any scenario.
+const HANGS_MS: u64 = 24 * 3600 * 1000;
 
 impl Host {
     /// Leaves not a block of the disk free.
@@ -32,8 +34,8 @@ impl Host {
         self.shell("rm -f /mnt/filler /mnt/filler.rest && sync")
     }
 
-    /// Mounts the disk through the device mapper, so that [`Host::break_disk`] can come between, and so that what is
-    /// written goes to the disk at once. Before anything is on it.
+    /// Mounts the disk through the device mapper, so that [`Host::break_disk`] and [`Host::hang_disk`] can come between,
+    /// and so that what is written goes to the disk at once. Before anything is on it.
     ///
     /// # Errors
     /// The disk is in use.
@@ -61,7 +63,20 @@ impl Host {
     /// # Errors
     /// The disk is not breakable.
     pub fn break_disk(&self) -> Result<(), LabError> {
-        let table = format!("0 {} error", DISK_BYTES / 512);
+        self.put_between("error")
+    }
+
+    /// Lets no access to the disk end from now on.
+    ///
+    /// # Errors
+    /// The disk is not breakable.
+    pub fn hang_disk(&self) -> Result<(), LabError> {
+        self.put_between(&format!("delay {DISK} 0 {HANGS_MS}"))
+    }
+
+    /// Exchanges what is between the disk and its file system.
+    fn put_between(&self, target: &str) -> Result<(), LabError> {
+        let table = format!("0 {} {target}", DISK_BYTES / 512);
         // Writes that are under way are not waited for.
         self.shell(&format!(
             "dmsetup --noudevsync suspend --nolockfs --noflush {LAYER} \

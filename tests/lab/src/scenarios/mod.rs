@@ -111,6 +111,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: pico::clock_jump,
     },
     Scenario {
+        name: "disk-hangs",
+        about: "the primary's disk hangs, and then its machine loses its power; the twin finishes what the guest waited for",
+        quick: false,
+        options: LARGE,
+        run: disks::hang,
+    },
+    Scenario {
         name: "disk-full",
         about: "the standby's disk is full: it steps down and says why, the guest goes on, and is protected again later",
         quick: false,
