@@ -34,6 +34,8 @@ pub struct Identity {
     pub devices: Vec<String>,
     /// The CPU shown to the guest: at most 256 leaves.
     pub cpu: Vec<CpuLeaf>,
+    /// Indices of the model-specific registers that belong to a vCPU's state: at most 1024.
+    pub msrs: Vec<u32>,
 }
 
 /// One answer of the CPUID instruction.

@@ -194,6 +194,13 @@ impl Replicated for Twin {
                     registers: [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx],
                 })
                 .collect(),
+            // All vCPUs have the same.
+            msrs: self
+                .machine
+                .vcpus()
+                .first()
+                .map(|vcpu| vcpu.msrs().to_vec())
+                .unwrap_or_default(),
         }
     }
 

@@ -75,6 +75,16 @@ pub enum Difference {
         /// Ours.
         ours: LeafText,
     },
+    /// Other model-specific registers, which CPUID does not tell.
+    #[error(
+        "the hosts' CPUs differ: {only} has the model-specific register {index:#x}, the other has not: use two hosts with the same CPU model, microcode and kernel"
+    )]
+    Msrs {
+        /// The first register that one side lacks.
+        index: u32,
+        /// The side that has it: `the peer's` or `this one's`.
+        only: &'static str,
+    },
 }
 
 /// A CPUID leaf, or its absence, to be read by people.
@@ -129,11 +139,20 @@ impl Difference {
                 ours: name(ours),
             });
         }
-        let (_, theirs, ours) = first_unequal(&theirs.cpu, &ours.cpu)?;
-        Some(Self::Cpu {
-            theirs: LeafText(theirs.copied()),
-            ours: LeafText(ours.copied()),
-        })
+        if let Some((_, theirs, ours)) = first_unequal(&theirs.cpu, &ours.cpu) {
+            return Some(Self::Cpu {
+                theirs: LeafText(theirs.copied()),
+                ours: LeafText(ours.copied()),
+            });
+        }
+        let lacks = |here: &Identity, there: &Identity| {
+            let mut here = here.msrs.iter().copied();
+            here.find(|index| !there.msrs.contains(index))
+        };
+        let side = |only| move |index| Self::Msrs { index, only };
+        lacks(theirs, ours)
+            .map(side("the peer's"))
+            .or_else(|| lacks(ours, theirs).map(side("this one's")))
     }
 }
 
@@ -172,6 +191,7 @@ mod tests {
                 index: 0,
                 registers: [0, 0x20, 0, 0],
             }],
+            msrs: vec![0x10, 0x4b56_4d01],
         }
     }
 
@@ -201,6 +221,11 @@ mod tests {
                 ["7.0 is 0x0 0x0", "0x20"],
             ),
             (text(|i| i.cpu.clear()), ["no such leaf", "7.0"]),
+            (text(|i| i.msrs.push(0x48)), ["the peer's has", "0x48"]),
+            (
+                text(|i| i.msrs.truncate(1)),
+                ["this one's has", "0x4b564d01"],
+            ),
         ] {
             assert!(words.iter().all(|word| text.contains(word)), "{text}");
         }

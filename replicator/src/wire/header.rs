@@ -6,7 +6,7 @@ use super::reader::Reader;
 const MAGIC: [u8; 4] = *b"EVTW";
 
 /// Version of the protocol this build speaks.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;

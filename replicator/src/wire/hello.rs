@@ -13,6 +13,7 @@ const MAX_REGIONS: usize = 64;
 const MAX_DEVICES: usize = 64;
 const MAX_DEVICE_NAME: usize = 128;
 const MAX_LEAVES: usize = 256;
+const MAX_MSRS: usize = 1024;
 const MAX_REASON: usize = 512;
 
 /// Contents of a hello frame.
@@ -38,6 +39,7 @@ impl Hello {
             vcpus,
             devices,
             cpu,
+            msrs,
         } = identity;
         let (status, epoch) = match *status {
             Status::Cold => (0, 0),
@@ -76,6 +78,9 @@ impl Hello {
             bytes.extend(index.to_le_bytes());
             bytes.extend(registers.iter().flat_map(|word| word.to_le_bytes()));
         }
+        let msrs = &msrs[..msrs.len().min(MAX_MSRS)];
+        bytes.extend((msrs.len() as u16).to_le_bytes());
+        bytes.extend(msrs.iter().flat_map(|index| index.to_le_bytes()));
         // The range of versions this build speaks: oldest and newest.
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(VERSION.to_le_bytes());
@@ -115,6 +120,7 @@ impl Hello {
         let vcpus = reader.u8()?;
         let devices = devices(&mut reader)?;
         let cpu = leaves(&mut reader)?;
+        let msrs = msrs(&mut reader)?;
         let (oldest, newest) = (reader.u16()?, reader.u16()?);
         reader.end()?;
         if !(oldest..=newest).contains(&VERSION) {
@@ -133,6 +139,7 @@ impl Hello {
                 vcpus,
                 devices,
                 cpu,
+                msrs,
             },
         }))
     }
@@ -192,6 +199,14 @@ fn leaves(reader: &mut Reader<'_>) -> Option<Vec<CpuLeaf>> {
         })
     };
     (0..count).map(&mut leaf).collect()
+}
+
+fn msrs(reader: &mut Reader<'_>) -> Option<Vec<u32>> {
+    let count = usize::from(reader.u16()?);
+    if count > MAX_MSRS {
+        return None;
+    }
+    (0..count).map(|_| reader.u32()).collect()
 }
 
 fn text<'a>(reader: &mut Reader<'a>) -> Option<&'a str> {

@@ -204,6 +204,7 @@ fn hello(status: Status) -> Hello {
                 index: 1,
                 registers: [1, 2, 3, u32::MAX],
             }],
+            msrs: vec![0x10, 0xc000_0080],
         },
     }
 }

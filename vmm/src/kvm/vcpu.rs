@@ -100,6 +100,11 @@ impl Vcpu {
         })
     }
 
+    /// The model-specific registers that are part of its state.
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
     /// Lets the guest run.
     ///
     /// # Errors

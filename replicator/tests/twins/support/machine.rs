@@ -80,6 +80,7 @@ impl FakeVm {
                     vcpus: 1,
                     devices: vec!["disk 0".into()],
                     cpu: Vec::new(),
+                    msrs: Vec::new(),
                 },
                 pages,
                 memory: vec![0; pages as usize * PAGE_SIZE],
