@@ -4,7 +4,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test demo bench guest-debian lab lab-build lint fmt sabotage lab-sabotage deps clean
+.PHONY: help build test test-native test-lab demo demo-native demo-lab bench guest-debian lab lab-build lint fmt sabotage lab-sabotage deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -12,11 +12,17 @@ help: ## this list
 build: ## the evertwin binary, static, in target/x86_64-unknown-linux-gnu/release
 	$(CARGO) build --release --locked --package evertwin
 
-test: ## formatting, lints, unit tests and end-to-end tests (root and /dev/kvm)
-	@tests/run-all
-
 # Where there is no /dev/kvm, an emulated host has one: KVM=lab asks for it.
 KVM ?= $(if $(wildcard /dev/kvm),native,lab)
+
+test: test-$(KVM) ## formatting, lints, unit tests and end-to-end tests (root)
+
+test-native:
+	@tests/run-all
+
+test-lab:
+	@echo "test: /dev/kvm of an emulated host is used: it takes hours"
+	@tests/run-all lab
 
 demo: demo-$(KVM) ## a guest keeps its TCP connection while its primary is killed (30 s)
 

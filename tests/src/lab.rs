@@ -11,11 +11,21 @@ use evertwin::lab::topology::{Node, Topology};
 use evertwin::lab::{namespace::NetNamespace, preflight};
 use tempfile::TempDir;
 
-/// The longest wait for a single step of a test.
-pub const STEP: Duration = Duration::from_secs(20);
+/// How many times as long everything takes as on a machine with its own `/dev/kvm`: `EVERTWIN_SLOW` at build time.
+/// Emulated hosts are slow.
+pub const SLOW: u32 = match option_env!("EVERTWIN_SLOW") {
+    Some(times) => match u32::from_str_radix(times, 10) {
+        Ok(times) => times,
+        Err(_) => panic!("EVERTWIN_SLOW is not a number"),
+    },
+    None => 1,
+};
 
-/// The longest that a client's tool may take, for timeout(1).
-pub const TOOL_SECONDS: &str = "90";
+/// The longest wait for a single step of a test.
+pub const STEP: Duration = Duration::from_secs(20 * SLOW as u64);
+
+/// The longest that a client's tool may take, in seconds.
+const TOOL_SECONDS: u32 = 90 * SLOW;
 
 /// Labs use both cores of a small machine, so the tests of one binary take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -125,7 +135,7 @@ impl TestLab {
         )
     }
 
-    /// Runs a tool on the client's host to its end, for at most [`TOOL_SECONDS`].
+    /// Runs a tool on the client's host to its end, for at most 90 seconds.
     ///
     /// # Panics
     /// If it can't be started.
@@ -180,10 +190,11 @@ impl Drop for TestLab {
     }
 }
 
-/// A tool's command on a host of the lab, ended if it takes longer than [`TOOL_SECONDS`].
+/// A tool's command on a host of the lab, ended if it takes longer than 90 seconds.
 #[must_use]
 pub fn bounded_tool(host: &NetNamespace, program: &str, arguments: &[&str]) -> Command {
-    let limited = [&[TOOL_SECONDS, program], arguments].concat();
+    let seconds = TOOL_SECONDS.to_string();
+    let limited = [&[&seconds, program], arguments].concat();
     tool(host, "timeout", &limited)
 }
 

@@ -7,7 +7,7 @@ use evertwin::lab::pair::{Pair, PairConfig};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::{GUEST_KV, Node};
 
-use crate::lab::{STEP, TestLab, evertwin_binary};
+use crate::lab::{SLOW, STEP, TestLab, evertwin_binary};
 
 /// A pair and the lab it lives in.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Stage {
             lab.topology.clone(),
             &evertwin_binary(),
             lab.directory(),
-            config,
+            &config.slowed(SLOW),
         );
         Self {
             pair: pair.unwrap_or_else(|error| panic!("{error}")),
@@ -97,6 +97,10 @@ impl Stage {
             .client
             .connect(GUEST_KV, STEP)
             .unwrap_or_else(|error| panic!("{error}"));
+        let options = LoadOptions {
+            patience: options.patience * SLOW,
+            ..options
+        };
         Load::start(stream, options).unwrap_or_else(|error| panic!("{error}"))
     }
 }

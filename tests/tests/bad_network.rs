@@ -9,7 +9,7 @@ use evertwin::lab::events::{Line, NoLine};
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::Node;
-use evertwin_tests::lab::{STEP, evertwin_binary};
+use evertwin_tests::lab::{SLOW, STEP, evertwin_binary};
 use evertwin_tests::proxy::{Damage, Proxy};
 use evertwin_tests::seed;
 use evertwin_tests::stage::{Stage, demand_clean, run_for, wait_for_more};
@@ -114,7 +114,7 @@ fn an_answer_waits_until_its_epoch_has_arrived_whole() {
         proxy.damage_after(random.u64(500..40_000));
         wait_for_damage(&proxy);
         // Shorter than the silence after which a twin counts as dead: so far nobody has noticed anything.
-        run_for(&load, Duration::from_millis(150));
+        run_for(&load, Duration::from_millis(150) * SLOW);
         stage.twin(Node::A).kill();
         let promoted = |line: &Line| line.message().as_deref() == Some("promoted");
         b.log().wait(0, STEP, promoted).unwrap();
@@ -241,7 +241,7 @@ fn a_standby_that_never_held_a_whole_copy_is_not_promoted() {
     );
     stage.twin(Node::A).kill();
     // Four times the silence after which a peer counts as dead.
-    let promoted = b.log().wait(0, Duration::from_secs(2), |line| {
+    let promoted = b.log().wait(0, Duration::from_secs(2) * SLOW, |line| {
         line.message().as_deref() == Some("promoted")
     });
     assert_eq!(

@@ -1,8 +1,10 @@
 //! A VM carried through a thousand processes, in mid-workload, loses nothing (I3, I6, I7, I8).
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use evertwin_tests::lab::SLOW;
 
 const MEMORY_MIB: &str = "32";
 
@@ -18,12 +20,16 @@ fn journey(guest: &str, hops: usize, disk: Option<&Path>) -> Journey {
     let console = directory.path().join("console");
     let mut random = evertwin_tests::seed::generator();
     let mut checkpoint = Vec::new();
+    // The tests may have been built on another machine.
+    let built = || env!("CARGO_BIN_EXE_hop").into();
+    let program: PathBuf = std::env::var_os("EVERTWIN_HOP").map_or_else(built, PathBuf::from);
+    let boot_ms = (300 * SLOW).to_string();
     for hop in 0..=hops {
-        let run_ms = random.u64(0..12).to_string();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hop"));
+        let run_ms = (random.u64(0..12) * u64::from(SLOW)).to_string();
+        let mut command = Command::new(&program);
         command
             .arg(if hop == 0 { "boot" } else { "resume" })
-            .args([MEMORY_MIB, if hop == 0 { "300" } else { &run_ms }])
+            .args([MEMORY_MIB, if hop == 0 { &boot_ms } else { &run_ms }])
             .arg(&console)
             .arg(guest)
             .args(disk);

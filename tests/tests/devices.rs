@@ -5,7 +5,7 @@ use std::time::Duration;
 use evertwin::lab::client::{Load, LoadOptions};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::GUEST_KV;
-use evertwin_tests::lab::{STEP, TestLab};
+use evertwin_tests::lab::{SLOW, STEP, TestLab};
 use evertwin_tests::stage::{demand_clean, wait_for_more};
 
 const NET: &str = "tap=tap0,mac=52:54:00:12:34:56";
@@ -112,7 +112,7 @@ fn what_was_acknowledged_is_on_the_disk_after_a_kill() {
     let load = Load::start(
         stream,
         LoadOptions {
-            patience: Duration::from_secs(3),
+            patience: Duration::from_secs(3) * SLOW,
             ..LoadOptions::default()
         },
     )

@@ -80,13 +80,7 @@ pub fn run(slow: u32) -> u8 {
 fn tell(story: &Narrator, directory: &Path, slow: u32) -> Result<Verdict, LabError> {
     story.title("evertwin demo: a virtual machine that survives the death of its host");
     let cleaner = Cleaner::install(directory)?;
-    let usual = PairConfig::default();
-    let config = PairConfig {
-        epoch: usual.epoch * slow,
-        heartbeat: usual.heartbeat * slow,
-        timeout: usual.timeout * slow,
-        ..usual
-    };
+    let config = PairConfig::default().slowed(slow);
     let step = STEP * slow;
     let topology = Topology::new()?;
     describe_network(story, &topology);

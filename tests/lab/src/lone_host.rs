@@ -22,6 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 const HOST_BEGINS: &str = "lab-agent: begins";
 const GUEST_BEGINS: &str = "initrd: begins";
 
+/// Runs a command with Debian's tools as the root of a mount namespace: in a mere chroot nobody may make a user namespace
+/// (user_namespaces(7)).
+const IN_DEBIAN: &[&str] = &[
+    "/bin/busybox",
+    "unshare",
+    "-m",
+    "/bin/busybox",
+    "sh",
+    "-c",
+    "cd /debian && /bin/busybox mount --move . / && exec /bin/busybox chroot . /usr/bin/env \"$@\"",
+    "sh",
+];
+
 /// How long one kernel took from its start to its process 1.
 #[derive(Clone, Copy, Debug)]
 pub struct StockBoot {
@@ -42,8 +55,9 @@ impl Run {
         host.power_on()?;
         host.await_boot()?;
         host.run(&["/bin/busybox", "cp", "/evertwin", "/debian/tmp/evertwin"])?;
-        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        let process = host.start_tool("command", &argv)?;
+        let words = argv.iter().map(String::as_str);
+        let argv: Vec<&str> = IN_DEBIAN.iter().copied().chain(words).collect();
+        let process = host.start("command", &argv, &[])?;
         let ended = show(&process)?;
         match host.ended_by_itself() {
             Some(reason) => Err(LabError::Host {

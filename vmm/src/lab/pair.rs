@@ -48,6 +48,17 @@ impl Default for PairConfig {
 }
 
 impl PairConfig {
+    /// The same for a machine that is `times` as slow: epochs and timeouts last so many times as long.
+    #[must_use]
+    pub fn slowed(&self, times: u32) -> Self {
+        Self {
+            epoch: self.epoch * times,
+            heartbeat: self.heartbeat * times,
+            timeout: self.timeout * times,
+            ..self.clone()
+        }
+    }
+
     /// The text of `vm.toml`.
     #[must_use]
     pub fn to_toml(&self) -> String {
