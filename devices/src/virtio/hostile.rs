@@ -15,6 +15,7 @@ use super::feature::TRANSPORT;
 use super::net::Net;
 use super::rng::Rng;
 use super::testing::{self, DATA, Driver, INDIRECT, MEMORY_BYTES, WRITE, reg};
+use super::vsock::{SocketPath, Vsock};
 use super::{Backend, Device};
 use crate::bus::BusDevice;
 use crate::gate::OutputGate;
@@ -77,6 +78,19 @@ fn rng() -> Victim<Rng> {
         wire: None,
         gate: None,
         _dir: None,
+    }
+}
+
+fn vsock() -> Victim<Vsock> {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = OutputGate::new(1 << 18).unwrap();
+    let path = SocketPath::new(&dir.path().join("vm.vsock")).unwrap();
+    let vsock = Vsock::new(3, path, Arc::clone(&gate)).unwrap();
+    Victim {
+        driver: Driver::up(testing::memory(), vsock, TRANSPORT, QUEUE_SIZE),
+        wire: None,
+        gate: Some(gate),
+        _dir: Some(dir),
     }
 }
 
@@ -406,6 +420,11 @@ proptest! {
     }
 
     #[test]
+    fn vsock_survives_anything(deeds in prop::collection::vec(wild_deed(), 1..200)) {
+        anything_goes(vsock(), &deeds);
+    }
+
+    #[test]
     fn net_survives_anything(
         offloads in any::<bool>(),
         deeds in prop::collection::vec(wild_deed(), 1..200),
@@ -425,6 +444,11 @@ proptest! {
     #[test]
     fn rng_writes_stay_inside(deeds in prop::collection::vec(ring_deed(false), 1..60)) {
         writes_stay_inside(rng(), &deeds, |_| true);
+    }
+
+    #[test]
+    fn vsock_writes_stay_inside(deeds in prop::collection::vec(ring_deed(false), 1..60)) {
+        writes_stay_inside(vsock(), &deeds, |_| true);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod state;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
 
 use std::fmt;
 use std::io;
@@ -96,6 +97,11 @@ pub enum DeviceIdentity {
     },
     /// An entropy device.
     Rng,
+    /// A socket device.
+    Vsock {
+        /// Address of its guest.
+        cid: u32,
+    },
 }
 
 impl fmt::Display for DeviceIdentity {
@@ -116,6 +122,7 @@ impl fmt::Display for DeviceIdentity {
                 write!(f, "net {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
             }
             Self::Rng => f.write_str("rng"),
+            Self::Vsock { cid } => write!(f, "vsock, cid {cid}"),
         }
     }
 }
@@ -194,6 +201,8 @@ pub enum BackendState {
     Net(net::NetState),
     /// Of an entropy device, which has none.
     Rng,
+    /// Of a socket device.
+    Vsock(vsock::VsockState),
 }
 
 /// A queue or register can't be used as the guest set it up: the device stops and asks
