@@ -83,6 +83,7 @@ fn bare_machine() -> Duration {
         on_panic: AfterEnd::Exit,
         disks: vec![],
         nets: vec![],
+        vsock: None,
     };
     let begun = Instant::now();
     let kvm = evertwin::kvm::open().unwrap_or_else(|error| panic!("{error}"));

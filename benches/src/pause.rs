@@ -81,6 +81,7 @@ fn floor() -> Samples {
         on_panic: AfterEnd::Exit,
         disks: vec![],
         nets: vec![],
+        vsock: None,
     };
     let fine = |error: &dyn std::fmt::Display| -> ! { panic!("{error}") };
     let kvm = evertwin::kvm::open().unwrap_or_else(|e| fine(&e));

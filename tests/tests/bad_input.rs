@@ -179,6 +179,25 @@ fn wrong_disks() {
 }
 
 #[test]
+fn wrong_vsocks() {
+    let lab = TestLab::new();
+    let long = format!("cid=3,socket={}", "x".repeat(97));
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("host", "cid=2,socket=vm.vsock", &["2 can't be", "from 3"]),
+        ("no socket", "cid=3", &["`cid=3`", "socket="]),
+        ("long path", &long, &["97 bytes", "at most 96"]),
+        (
+            "no directory",
+            "cid=3,socket=/nonexistent/vm.vsock",
+            &["/nonexistent/vm.vsock", "missing"],
+        ),
+    ];
+    for (name, vsock, words) in cases {
+        refuse(&lab, name, &["--kernel", "pico", "--vsock", vsock], words);
+    }
+}
+
+#[test]
 fn wrong_networks() {
     let lab = TestLab::new();
     let cases: &[(&str, &[&str])] = &[

@@ -101,6 +101,9 @@ pub struct RunArgs {
     /// A network card on an existing TAP: tap=NAME,mac=ADDRESS. May be given several times.
     #[arg(long, requires = "kernel", value_name = "tap=NAME,mac=ADDRESS")]
     pub net: Vec<String>,
+    /// Streams between the guest and programs of this host, by a Unix socket: cid=NUMBER,socket=PATH.
+    #[arg(long, requires = "kernel", value_name = "cid=NUMBER,socket=PATH")]
+    pub vsock: Option<String>,
 }
 
 impl RunArgs {
@@ -126,6 +129,7 @@ impl RunArgs {
             on_panic: self.on_panic,
             disks: disks.collect::<Result<Vec<DiskConfig>, _>>()?,
             nets: nets.collect::<Result<Vec<NetConfig>, _>>()?,
+            vsock: self.vsock.as_deref().map(config::parse_vsock).transpose()?,
         };
         Ok((vm, None))
     }
@@ -155,6 +159,8 @@ mod tests {
             "path=d.img",
             "--net",
             "tap=t0,mac=52:54:00:00:00:01",
+            "--vsock",
+            "cid=3,socket=vm.vsock",
         ]);
         let Command::Run(args) = cli.command else {
             panic!("`run` was parsed as something else");
@@ -162,6 +168,7 @@ mod tests {
         let (vm, replication) = args.resolve().unwrap();
         assert_eq!(vm.memory, 1 << 30);
         assert_eq!((vm.disks.len(), vm.nets.len()), (1, 1));
+        assert_eq!(vm.vsock.unwrap().cid, 3);
         assert!(replication.is_none());
     }
 

@@ -4,7 +4,7 @@ mod file;
 mod parse;
 
 pub use file::load;
-pub use parse::{check_vcpus, parse_disk, parse_mac, parse_net, parse_size};
+pub use parse::{check_vcpus, parse_disk, parse_mac, parse_net, parse_size, parse_vsock};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use evertwin_devices::virtio::block::DiskSerial;
+use evertwin_devices::virtio::vsock::SocketPath;
 use serde::Deserialize;
 
 /// A configuration that can't be used.
@@ -77,6 +78,16 @@ pub struct NetConfig {
     pub mac: [u8; 6],
 }
 
+/// The virtio-vsock device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// Address of the guest.
+    pub cid: u32,
+    /// Unix socket by which programs of the host reach the guest; with `_PORT` added, those that
+    /// the guest reaches.
+    pub socket: SocketPath,
+}
+
 /// What to do with the VM when its guest has ended itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -113,6 +124,8 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// Network cards, in order.
     pub nets: Vec<NetConfig>,
+    /// Streams between the guest and programs of the host.
+    pub vsock: Option<VsockConfig>,
 }
 
 /// Protection of a VM by a twin.

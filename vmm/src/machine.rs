@@ -46,7 +46,7 @@ pub enum Error {
     #[error("{0}")]
     Device(String),
     /// Too many devices for the interrupt lines there are.
-    #[error("{0} disks and network cards are too many: a VM can have {max}", max = assemble::MAX_CONFIGURED)]
+    #[error("{0} disks, network cards and vsock devices are too many: a VM can have {max}", max = assemble::MAX_CONFIGURED)]
     TooManyDevices(usize),
     /// The device thread.
     #[error(transparent)]

@@ -78,6 +78,7 @@ fn main() -> Fallible<()> {
             })
             .collect(),
         nets: vec![],
+        vsock: None,
     };
     let console = OpenOptions::new().append(true).create(true).open(console)?;
     let kvm = evertwin::kvm::open()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::parse::{check_tap, check_vcpus, parse_mac, parse_serial, parse_size};
+use super::parse::{check_tap, check_vcpus, check_vsock, parse_mac, parse_serial, parse_size};
 use super::{
     AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
 };
@@ -35,6 +35,7 @@ struct VmFile {
     disk: Vec<DiskEntry>,
     #[serde(default)]
     net: Vec<NetEntry>,
+    vsock: Option<VsockEntry>,
     replication: Option<ReplicationEntry>,
     #[serde(default)]
     node: BTreeMap<String, NodeEntry>,
@@ -54,6 +55,13 @@ struct DiskEntry {
 struct NetEntry {
     tap: String,
     mac: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VsockEntry {
+    cid: u64,
+    socket: PathBuf,
 }
 
 #[derive(Deserialize, Default)]
@@ -140,6 +148,8 @@ pub fn load(
             mac: parse_mac(&net.mac)?,
         })
     });
+    let vsock = file.vsock.as_ref();
+    let vsock = vsock.map(|vsock| check_vsock(vsock.cid, &place(&vsock.socket)));
     let vm = VmConfig {
         kernel: kernel.into(),
         initrd: file.initrd.as_deref().map(place),
@@ -150,6 +160,7 @@ pub fn load(
         on_panic: file.on_panic,
         disks: disks.collect::<Result<_, ConfigError>>()?,
         nets: nets.collect::<Result<_, ConfigError>>()?,
+        vsock: vsock.transpose()?,
         name: file.name,
     };
     Ok((vm, replication))
@@ -298,6 +309,9 @@ path = "disk-{node}.img"
 [[net]]
 tap = "tap-{node}"
 mac = "52:54:00:12:34:56"
+[vsock]
+cid = 3
+socket = "vm-{node}.vsock"
 [replication]
 arbiter = "file:arbiter"
 epoch = "5ms"
@@ -323,6 +337,9 @@ address = "192.168.50.2:7700"
         let replication = replication.unwrap();
         assert!(vm.disks[0].path.ends_with("disk-b.img"));
         assert_eq!(vm.nets[0].tap, "tap-b");
+        let vsock = vm.vsock.unwrap();
+        assert_eq!(vsock.cid, 3);
+        assert!(vsock.socket.as_path().ends_with("vm-b.vsock"));
         assert_eq!(replication.peer, "a");
         assert_eq!(replication.address.to_string(), "192.168.50.1:7700");
         assert_eq!(replication.epoch, Duration::from_millis(5));
@@ -382,6 +399,9 @@ address = "192.168.50.2:7700"
             (GOOD.replace("192.168.50.2:7700", "home"), "home"),
             (GOOD.replace("cmdline", "comandline"), "line 3"),
             (GOOD.replace("tap-{node}", "a/b"), "a/b"),
+            (GOOD.replace("cid = 3", "cid = 2"), "2 can't be"),
+            (GOOD.replace("cid = 3", ""), "`cid`"),
+            (GOOD.replace("vm-{node}", &"x".repeat(90)), "at most 96"),
         ];
         for (text, needle) in cases {
             let error = parse(&text, Some("a")).unwrap_err();

@@ -1,8 +1,11 @@
 //! Values written by people: sizes, addresses, `key=value` lists.
 
-use evertwin_devices::virtio::block::{DiskSerial, DiskSerialError};
+use std::path::Path;
 
-use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig};
+use evertwin_devices::virtio::block::{DiskSerial, DiskSerialError};
+use evertwin_devices::virtio::vsock::{GUEST_CIDS, SocketPath};
+
+use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig, VsockConfig};
 
 /// Bytes from `512M`, `2G`, `65536K` or a plain number.
 ///
@@ -126,6 +129,44 @@ pub fn parse_net(text: &str) -> Result<NetConfig, ConfigError> {
     })
 }
 
+/// `cid=N,socket=PATH`.
+///
+/// # Errors
+/// Unknown or missing keys, or values that can't be.
+pub fn parse_vsock(text: &str) -> Result<VsockConfig, ConfigError> {
+    let wrong = || {
+        ConfigError::Value(format!(
+            "`{text}` is not a vsock device: write cid=3,socket=/run/vm.vsock"
+        ))
+    };
+    let (mut cid, mut socket) = (None, None);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("cid", value)) => cid = Some(value.parse().map_err(|_| wrong())?),
+            Some(("socket", value)) => socket = Some(value),
+            _ => return Err(wrong()),
+        }
+    }
+    let (cid, socket) = cid.zip(socket).ok_or_else(wrong)?;
+    check_vsock(cid, Path::new(socket))
+}
+
+/// Addresses below 3 and the largest have meanings of their own (virtio 1.2, 5.10.4).
+pub(super) fn check_vsock(cid: u64, socket: &Path) -> Result<VsockConfig, ConfigError> {
+    let fine = u32::try_from(cid)
+        .ok()
+        .filter(|cid| GUEST_CIDS.contains(cid));
+    let cid = fine.ok_or_else(|| {
+        ConfigError::Value(format!(
+            "{cid} can't be a guest's vsock address: give a cid from {} to {}",
+            GUEST_CIDS.start(),
+            GUEST_CIDS.end()
+        ))
+    })?;
+    let socket = SocketPath::new(socket).map_err(|error| ConfigError::Value(error.to_string()))?;
+    Ok(VsockConfig { cid, socket })
+}
+
 /// Interface names have 1 to 15 bytes, no slash, no space (Linux `dev_valid_name`).
 pub(super) fn check_tap(name: &str) -> Result<String, ConfigError> {
     let fine = (1..=15).contains(&name.len())
@@ -198,6 +239,28 @@ mod tests {
             "tap=a-name-that-is-too-long,mac=52:54:00:00:00:01",
         ] {
             assert!(parse_net(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn vsocks() {
+        let vsock = parse_vsock("cid=4294967294,socket=/run/vm.vsock").unwrap();
+        assert_eq!(vsock.cid, u32::MAX - 1);
+        assert_eq!(vsock.socket.as_path(), Path::new("/run/vm.vsock"));
+        let long = format!("cid=3,socket=/{}", "x".repeat(96));
+        for (bad, word) in [
+            ("cid=3", "cid=3,socket=/run/vm.vsock"),
+            ("socket=/run/vm.vsock", "cid=3,"),
+            ("cid=x,socket=/run/vm.vsock", "`cid=x,"),
+            ("cid=3,socket=/run/vm.vsock,port=1", "port=1"),
+            ("cid=2,socket=/run/vm.vsock", "from 3 to 4294967294"),
+            ("cid=4294967295,socket=/run/vm.vsock", "4294967295 can't"),
+            ("cid=4294967299,socket=/run/vm.vsock", "4294967299 can't"),
+            ("cid=3,socket=/run/", "`/run/`"),
+            (long.as_str(), "97 bytes: use at most 96"),
+        ] {
+            let error = parse_vsock(bad).unwrap_err().to_string();
+            assert!(error.contains(word), "{bad}: {error}");
         }
     }
 }

@@ -18,6 +18,7 @@ use evertwin_devices::virtio::block::{Block, DiskSerial};
 use evertwin_devices::virtio::mmio::QUEUE_NOTIFY;
 use evertwin_devices::virtio::net::{Net, open_tap};
 use evertwin_devices::virtio::rng::Rng;
+use evertwin_devices::virtio::vsock::Vsock;
 use evertwin_devices::virtio::{Backend, VirtioMmio};
 use kvm_ioctls::Kvm;
 
@@ -172,7 +173,7 @@ fn virtio_devices(
     gate: &Arc<OutputGate>,
     inbound: &Arc<InboundLog>,
 ) -> Result<Vec<SharedDevice>, Error> {
-    let count = config.disks.len() + config.nets.len();
+    let count = config.disks.len() + config.nets.len() + usize::from(config.vsock.is_some());
     if count > MAX_CONFIGURED {
         return Err(Error::TooManyDevices(count));
     }
@@ -190,6 +191,10 @@ fn virtio_devices(
         let net = Net::new(number, tap, net.mac, Arc::clone(gate), Arc::clone(inbound))
             .map_err(device_error("network card"))?;
         devices.push(behind_mmio(memory, net)?);
+    }
+    if let Some(vsock) = &config.vsock {
+        let vsock = Vsock::new(vsock.cid, vsock.socket.clone(), Arc::clone(gate));
+        devices.push(behind_mmio(memory, vsock.map_err(|e| error(&e))?)?);
     }
     devices.push(behind_mmio(memory, Rng::new())?);
     Ok(devices)

@@ -108,8 +108,11 @@ impl Machine {
     fn blame_missing_drivers(&self) {
         for device in &self.devices {
             let device = lock(device);
-            // A guest does without an entropy device.
-            let needed = device.identity() != DeviceIdentity::Rng;
+            // A guest boots without the others.
+            let needed = matches!(
+                device.identity(),
+                DeviceIdentity::Block { .. } | DeviceIdentity::Net { .. }
+            );
             if needed && !device.driver_ready() {
                 tracing::warn!(
                     device = device.name(),
