@@ -13,6 +13,10 @@ use crate::network::{ARBITER, GUEST, GUEST_MAC};
 const DATA_DISK: &str = "/disk/data.img";
 const DATA_DISK_FOR_TOOLS: &str = "/mnt/data.img";
 
+/// Where a host has the guest's vsock, and how Debian's tools see it.
+const VSOCK: &str = "/debian/tmp/vm.vsock";
+pub(crate) const VSOCK_FOR_TOOLS: &str = "/tmp/vm.vsock";
+
 /// What the guest boots.
 #[derive(Clone, Debug)]
 pub enum Kernel {
@@ -33,6 +37,8 @@ pub struct VmFile {
     pub vcpus: u32,
     /// Size of its own disk, if it has one.
     pub data_mib: Option<u32>,
+    /// Whether it has a vsock.
+    pub vsock: bool,
     /// Whether it is protected.
     pub protected: bool,
 }
@@ -72,6 +78,9 @@ impl VmFile {
         }
         let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
         text += &format!("[[net]]\ntap = \"tap0\"\nmac = \"{mac}\"\n");
+        if self.vsock {
+            text += &format!("[vsock]\ncid = 3\nsocket = \"{VSOCK}\"\n");
+        }
         if self.protected {
             // Emulated hosts are slow and share two processors: nothing is dead because it is late.
             text += &format!(
@@ -334,11 +343,13 @@ mod tests {
             memory_mib: 256,
             vcpus: 2,
             data_mib: None,
+            vsock: false,
             protected: false,
         };
         let parsed: toml::Table = file.to_toml().parse().unwrap();
         assert_eq!(parsed["vcpus"].as_integer(), Some(2));
         assert!(parsed.get("replication").is_none() && parsed.get("node").is_none());
+        assert!(parsed.get("vsock").is_none());
         let cmdline = parsed["cmdline"].as_str().unwrap();
         assert!(
             cmdline.contains("overlay=tmpfs") && !cmdline.contains("init="),
@@ -353,11 +364,13 @@ mod tests {
             memory_mib: 256,
             vcpus: 1,
             data_mib: Some(128),
+            vsock: true,
             protected: true,
         };
         let parsed: toml::Table = file.to_toml().parse().unwrap();
         assert_eq!(parsed["disk"][0]["readonly"].as_bool(), Some(true));
         assert_eq!(parsed["disk"][1]["path"].as_str(), Some(DATA_DISK));
+        assert_eq!(parsed["vsock"]["socket"].as_str(), Some(VSOCK));
         assert!(
             parsed["replication"]["arbiter"]
                 .as_str()

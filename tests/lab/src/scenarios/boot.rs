@@ -14,6 +14,7 @@ pub(super) fn pico(lab: &mut Lab) -> Result<(), LabError> {
         memory_mib: 64,
         vcpus: 1,
         data_mib: Some(16),
+        vsock: false,
         protected: false,
     };
     let mut twins = Twins::prepare(lab, file)?;

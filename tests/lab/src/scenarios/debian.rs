@@ -16,6 +16,7 @@ pub(super) fn guest(services: Option<&'static str>, vcpus: u32, protected: bool)
         memory_mib: 256,
         vcpus,
         data_mib: Some(192),
+        vsock: false,
         protected,
     }
 }

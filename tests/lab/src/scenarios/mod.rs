@@ -5,6 +5,7 @@ mod debian;
 mod disks;
 mod pico;
 mod services;
+mod vsock;
 
 use crate::error::LabError;
 use crate::lab::{Lab, LabOptions};
@@ -221,5 +222,12 @@ pub const SCENARIOS: &[Scenario] = &[
         quick: false,
         options: LARGE,
         run: services::stress,
+    },
+    Scenario {
+        name: "vsock-power-off",
+        about: "the primary's machine loses its power; its vsock connections end, and new ones work",
+        quick: false,
+        options: LARGE,
+        run: vsock::power_off,
     },
 ];

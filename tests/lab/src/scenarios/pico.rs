@@ -16,6 +16,7 @@ pub(super) fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
         memory_mib: 64,
         vcpus: 1,
         data_mib: Some(16),
+        vsock: false,
         protected: true,
     };
     let mut twins = Twins::prepare(lab, file)?;

@@ -11,7 +11,7 @@ use crate::twins::{Judge, Twins};
 use HostName::{A, B};
 
 /// Cuts the primary's power and waits for the takeover.
-fn lose_primary(lab: &mut Lab, twins: &Twins) -> Result<(), LabError> {
+pub(super) fn lose_primary(lab: &mut Lab, twins: &Twins) -> Result<(), LabError> {
     lab.a.power_off();
     twins.on(B).await_event("promoted").map(drop)
 }
