@@ -55,7 +55,7 @@ pub enum Difference {
     },
     /// Other devices.
     #[error(
-        "the guest's device number {number} is {theirs} at the peer and {ours} here: give both the same [[disk]] and [[net]] sections, and disks of the same size"
+        "the guest's device number {number} is {theirs} at the peer and {ours} here: give both the same [[disk]], [[net]] and [vsock] sections, and disks of the same size"
     )]
     Devices {
         /// Counted from 1.
