@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use evertwin::lab::client::LoadOptions;
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::Node;
-use evertwin_tests::lab::{STEP, bounded_tool};
+use evertwin_tests::lab::{SLOW, STEP, bounded_tool};
 use evertwin_tests::seed;
 use evertwin_tests::stage::{Stage, demand_clean, run_for, wait_for_more};
 
@@ -276,13 +276,14 @@ fn a_host_that_returns_is_protected_again_and_can_take_over() {
 #[test]
 fn redis_benchmark_does_not_notice_the_kill() {
     let mut stage = Stage::protected(&PairConfig::default());
+    let requests = (20_000 / SLOW).to_string();
     let arguments = [
         "-h",
         "10.77.0.2",
         "-t",
         "set,get,incr",
         "-n",
-        "20000",
+        &requests,
         "--csv",
     ];
     let mut command = bounded_tool(&stage.pair.topology.client, "redis-benchmark", &arguments);
