@@ -21,7 +21,7 @@ test-native:
 	@tests/run-all
 
 test-lab:
-	@echo "test: /dev/kvm of an emulated host is used: it takes hours"
+	@echo "test: /dev/kvm of an emulated host is used: it takes more than an hour"
 	@tests/run-all lab
 
 demo: demo-$(KVM) ## a guest keeps its TCP connection while its primary is killed (30 s)
