@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use evertwin_tests::lab::SLOW;
+use evertwin_tests::lab::{SLOW, STEP};
 
 const MEMORY_MIB: &str = "32";
 
@@ -27,8 +27,10 @@ fn journey(guest: &str, hops: usize, disk: Option<&Path>) -> Journey {
     let boot_ms = (300 * SLOW).to_string();
     for hop in 0..=hops {
         let run_ms = (random.u64(0..12) * u64::from(SLOW)).to_string();
-        let mut command = Command::new(&program);
+        let mut command = Command::new("timeout");
         command
+            .arg(STEP.as_secs().to_string())
+            .arg(&program)
             .arg(if hop == 0 { "boot" } else { "resume" })
             .args([MEMORY_MIB, if hop == 0 { &boot_ms } else { &run_ms }])
             .arg(&console)
@@ -59,7 +61,8 @@ fn pass_through(mut command: Command, input: &[u8], hop: usize) -> Vec<u8> {
     });
     assert!(
         output.status.success() && !output.stdout.is_empty(),
-        "hop {hop} failed: {}",
+        "hop {hop} failed, {}: {}",
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     output.stdout
