@@ -77,13 +77,14 @@ pub enum Difference {
     },
     /// Other model-specific registers, which CPUID does not tell.
     #[error(
-        "the hosts' CPUs differ: {only} has the model-specific register {index:#x}, the other has not: use two hosts with the same CPU model, microcode and kernel"
+        "the hosts' CPUs differ: model-specific register {index:#x} is there {where} only: use two hosts with the same CPU model, microcode and kernel",
+        where = if *at_peer { "at the peer" } else { "on this host" }
     )]
     Msrs {
         /// The first register that one side lacks.
         index: u32,
-        /// The side that has it: `the peer's` or `this one's`.
-        only: &'static str,
+        /// The peer has it, and this twin has not; or the other way round.
+        at_peer: bool,
     },
 }
 
@@ -145,14 +146,12 @@ impl Difference {
                 ours: LeafText(ours.copied()),
             });
         }
-        let lacks = |here: &Identity, there: &Identity| {
-            let mut here = here.msrs.iter().copied();
-            here.find(|index| !there.msrs.contains(index))
+        let only_at = |one: &Identity, other: &Identity, at_peer| {
+            let mut indices = one.msrs.iter().copied();
+            let index = indices.find(|index| !other.msrs.contains(index))?;
+            Some(Self::Msrs { index, at_peer })
         };
-        let side = |only| move |index| Self::Msrs { index, only };
-        lacks(theirs, ours)
-            .map(side("the peer's"))
-            .or_else(|| lacks(ours, theirs).map(side("this one's")))
+        only_at(theirs, ours, true).or_else(|| only_at(ours, theirs, false))
     }
 }
 
@@ -221,10 +220,10 @@ mod tests {
                 ["7.0 is 0x0 0x0", "0x20"],
             ),
             (text(|i| i.cpu.clear()), ["no such leaf", "7.0"]),
-            (text(|i| i.msrs.push(0x48)), ["the peer's has", "0x48"]),
+            (text(|i| i.msrs.push(0x48)), ["0x48", "at the peer only"]),
             (
                 text(|i| i.msrs.truncate(1)),
-                ["this one's has", "0x4b564d01"],
+                ["0x4b564d01", "on this host only"],
             ),
         ] {
             assert!(words.iter().all(|word| text.contains(word)), "{text}");
