@@ -94,17 +94,19 @@ exception_\vector:
     .set    i, i + 1
     .endr
 
+    # Port I/O in ring 3 that was refused is done here.
+    #
     # A general protection fault on `hlt` in ring 3 is the way to sleep. Interrupts
     # are off here, and `sti` keeps them off until `hlt` runs: an interrupt that
     # sets a bit in WAKE either came before the test or ends the `hlt`.
 exception_13:
     push    %rax
     mov     16(%rsp), %rax
-    cmpb    $0xee, (%rax)
+    cmpb    $0xee, (%rax)               # out %al, %dx
     je      3f
-    cmpb    $0xec, (%rax)
+    cmpb    $0xec, (%rax)               # in %dx, %al
     je      4f
-    cmpb    $0xf4, (%rax)
+    cmpb    $0xf4, (%rax)               # hlt
     pop     %rax
     jne     1f
     add     $8, %rsp                    # the error code
