@@ -27,7 +27,7 @@ use crate::inbound::InboundFrame;
 
 pub use mmio::VirtioMmio;
 pub use state::{QueueState, RestoreError, TransportState};
-pub use transport::Transport;
+pub use transport::{Served, Transport};
 
 /// Feature bits every device of ours may offer (virtio 1.2, 6).
 pub mod feature {

@@ -6,7 +6,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Source, Transport, TransportState,
+    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Served, Source, Transport,
+    TransportState,
 };
 
 /// Device type of an entropy device (virtio 1.2, 5.4.1).
@@ -40,21 +41,7 @@ impl Rng {
     }
 
     fn serve(&mut self, transport: &mut Transport) -> Result<(), Broken> {
-        transport.disable_notification(QUEUE)?;
-        let mut budget = BUDGET;
-        loop {
-            if budget == 0 {
-                transport.reschedule(QUEUE);
-                break;
-            }
-            budget -= 1;
-            let Some(chain) = transport.pop(QUEUE)? else {
-                if transport.enable_notification(QUEUE)? {
-                    transport.disable_notification(QUEUE)?;
-                    continue;
-                }
-                break;
-            };
+        transport.serve(QUEUE, BUDGET, |transport, chain| {
             let mut bytes = [0; MAX_BYTES];
             let wanted = (chain.writable.len() as usize).min(MAX_BYTES);
             let length = fill(&mut bytes[..wanted]);
@@ -64,10 +51,9 @@ impl Rng {
             {
                 return Err(Broken::Memory);
             }
-            transport.complete(QUEUE, chain.head, length as u32)?;
             self.given += length as u64;
-        }
-        transport.interrupt_used(QUEUE)
+            Ok(Served::Done(length as u32))
+        })
     }
 }
 

@@ -28,6 +28,15 @@ pub(crate) mod interrupt {
     pub(crate) const CONFIG_CHANGE: u32 = 2;
 }
 
+/// What a device did with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It is done, with so many bytes in its writable part.
+    Done(u32),
+    /// It has to wait in its queue, and those behind it as well. The device knows when to look again.
+    Later,
+}
+
 /// Registers and queues of one device.
 pub struct Transport {
     mem: Arc<GuestMemory>,
@@ -123,6 +132,44 @@ impl Transport {
     /// Puts the chain taken last back into its queue.
     pub fn unpop(&mut self, queue: usize) {
         self.queues[queue].unpop();
+    }
+
+    /// Has a device serve the chains of a queue in their order, until there are no more or one has to wait. After
+    /// `budget` of them other devices get their turn.
+    ///
+    /// # Errors
+    /// The guest broke a rule, or `serve` says so.
+    pub fn serve(
+        &mut self,
+        queue: usize,
+        budget: usize,
+        mut serve: impl FnMut(&Self, &Chain) -> Result<Served, Broken>,
+    ) -> Result<(), Broken> {
+        self.disable_notification(queue)?;
+        let mut budget = budget;
+        loop {
+            if budget == 0 {
+                self.reschedule(queue);
+                break;
+            }
+            budget -= 1;
+            let Some(chain) = self.pop(queue)? else {
+                // The guest notifies for what comes from now on; some may have come just now.
+                if self.enable_notification(queue)? {
+                    self.disable_notification(queue)?;
+                    continue;
+                }
+                break;
+            };
+            match serve(self, &chain)? {
+                Served::Done(written) => self.complete(queue, chain.head, written)?,
+                Served::Later => {
+                    self.unpop(queue);
+                    break;
+                }
+            }
+        }
+        self.interrupt_used(queue)
     }
 
     /// Reads again the chain of a request that was in flight.

@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
 use super::{
-    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Source, Transport, TransportState,
+    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Served, Source, Transport,
+    TransportState,
 };
 use crate::gate::{OutputGate, SinkId, Submit};
 use crate::inbound::{InboundFrame, InboundLog};
@@ -171,29 +172,13 @@ impl Net {
 
     /// Takes frames from the guest to the gate.
     fn transmit(&mut self, transport: &mut Transport) -> Result<(), Broken> {
-        transport.disable_notification(TX)?;
-        let mut budget = BUDGET;
-        loop {
-            if budget == 0 {
-                transport.reschedule(TX);
-                break;
-            }
-            budget -= 1;
-            let Some(chain) = transport.pop(TX)? else {
-                if transport.enable_notification(TX)? {
-                    transport.disable_notification(TX)?;
-                    continue;
-                }
-                break;
-            };
-            if self.send(transport, &chain)? == Submit::Full {
+        transport.serve(TX, BUDGET, |transport, chain| {
+            Ok(match self.send(transport, chain)? {
                 // The gate's room event notifies this queue.
-                transport.unpop(TX);
-                break;
-            }
-            transport.complete(TX, chain.head, 0)?;
-        }
-        transport.interrupt_used(TX)
+                Submit::Full => Served::Later,
+                Submit::Passed | Submit::Held => Served::Done(0),
+            })
+        })
     }
 
     fn send(&mut self, transport: &Transport, chain: &Chain) -> Result<Submit, Broken> {
@@ -223,15 +208,7 @@ impl Net {
 
     /// Serves the control queue (5.1.6.5). Announcements are the one class offered.
     fn control(&mut self, transport: &mut Transport) -> Result<(), Broken> {
-        let mut budget = BUDGET;
-        loop {
-            let Some(chain) = transport.pop(CONTROL)? else {
-                // With EVENT_IDX a driver only notifies for the entry that was asked for.
-                if transport.enable_notification(CONTROL)? {
-                    continue;
-                }
-                break;
-            };
+        transport.serve(CONTROL, BUDGET, |transport, chain| {
             let mut command = [0; 2];
             let known = chain.readable.read(transport.memory(), 0, &mut command)
                 && command == CONTROL_ANNOUNCE
@@ -240,15 +217,9 @@ impl Net {
                 self.announce = false;
             }
             let ack = [if known { CONTROL_OK } else { CONTROL_ERR }];
-            let written = u32::from(chain.writable.write(transport.memory(), 0, &ack));
-            transport.complete(CONTROL, chain.head, written)?;
-            budget -= 1;
-            if budget == 0 {
-                transport.reschedule(CONTROL);
-                break;
-            }
-        }
-        transport.interrupt_used(CONTROL)
+            let written = chain.writable.write(transport.memory(), 0, &ack);
+            Ok(Served::Done(u32::from(written)))
+        })
     }
 }
 

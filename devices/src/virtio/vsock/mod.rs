@@ -25,7 +25,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Chain;
 use super::{
-    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Source, Transport, TransportState,
+    Backend, BackendState, Broken, DeviceIdentity, RestoreError, Served, Source, Transport,
+    TransportState,
 };
 use crate::gate::{OutputGate, SinkId, Submit};
 pub use listener::{SocketError, SocketPath};
@@ -139,32 +140,16 @@ impl Vsock {
         if !self.send_reset() {
             return Ok(());
         }
-        transport.disable_notification(TX)?;
-        let mut budget = BUDGET;
-        loop {
+        transport.serve(TX, BUDGET, |transport, chain| {
             if self.outbox.is_full() {
                 self.stalled = true;
-                break;
+                return Ok(Served::Later);
             }
-            if budget == 0 {
-                transport.reschedule(TX);
-                break;
-            }
-            budget -= 1;
-            let Some(chain) = transport.pop(TX)? else {
-                if transport.enable_notification(TX)? {
-                    transport.disable_notification(TX)?;
-                    continue;
-                }
-                break;
-            };
-            if self.send(transport, &chain)? == Submit::Full {
-                transport.unpop(TX);
-                break;
-            }
-            transport.complete(TX, chain.head, 0)?;
-        }
-        transport.interrupt_used(TX)
+            Ok(match self.send(transport, chain)? {
+                Submit::Full => Served::Later,
+                Submit::Passed | Submit::Held => Served::Done(0),
+            })
+        })
     }
 
     fn send(&mut self, transport: &Transport, chain: &Chain) -> Result<Submit, Broken> {
@@ -211,64 +196,38 @@ impl Vsock {
 
     /// Gives packets to the guest, as long as there are some and it has buffers.
     fn receive(&mut self, transport: &mut Transport) -> Result<(), Broken> {
-        transport.disable_notification(RX)?;
-        let mut budget = BUDGET;
-        loop {
-            if budget == 0 {
-                transport.reschedule(RX);
-                break;
-            }
-            budget -= 1;
-            let Some(chain) = transport.pop(RX)? else {
-                // The guest notifies when it has buffers; some may have come just now.
-                if transport.enable_notification(RX)? {
-                    transport.disable_notification(RX)?;
-                    continue;
-                }
-                break;
-            };
+        transport.serve(RX, BUDGET, |transport, chain| {
             let room = (chain.writable.len() as usize).min(self.incoming.len());
             if room <= HEADER_BYTES {
                 self.counters.rx_dropped += 1;
-                transport.complete(RX, chain.head, 0)?;
-                continue;
+                return Ok(Served::Done(0));
             }
             let Some(length) = self.muxer.next_packet(&mut self.incoming[..room]) else {
-                transport.unpop(RX);
-                break;
+                return Ok(Served::Later);
             };
             let packet = &self.incoming[..length];
             if !chain.writable.write(transport.memory(), 0, packet) {
                 return Err(Broken::Memory);
             }
-            transport.complete(RX, chain.head, length as u32)?;
             self.counters.rx_packets += 1;
-        }
-        transport.interrupt_used(RX)
+            Ok(Served::Done(length as u32))
+        })
     }
 
     /// Tells the guest that its connections have ended, once it has a buffer for it (5.10.6.7).
     fn tell_reset(&mut self, transport: &mut Transport) -> Result<(), Broken> {
-        let mut budget = BUDGET;
-        while self.reset_pending {
-            if budget == 0 {
-                transport.reschedule(EVENT);
-                break;
+        if !self.reset_pending {
+            return Ok(());
+        }
+        transport.serve(EVENT, BUDGET, |transport, chain| {
+            if !self.reset_pending {
+                return Ok(Served::Later);
             }
-            budget -= 1;
-            let Some(chain) = transport.pop(EVENT)? else {
-                if transport.enable_notification(EVENT)? {
-                    continue;
-                }
-                break;
-            };
             let event = &TRANSPORT_RESET[..];
             let fits = chain.writable.write(transport.memory(), 0, event);
             self.reset_pending = !fits;
-            let written = if fits { event.len() as u32 } else { 0 };
-            transport.complete(EVENT, chain.head, written)?;
-        }
-        transport.interrupt_used(EVENT)
+            Ok(Served::Done(if fits { event.len() as u32 } else { 0 }))
+        })
     }
 }
 
