@@ -225,9 +225,16 @@ impl OutputGate {
     /// output. When this returns, nothing is on its way out.
     pub fn discard(&self) {
         self.discarded.store(true, Ordering::SeqCst);
+        lock(&self.state).mode = Mode::Discarded;
+        self.drop_held();
+        self.drain_sinks();
+    }
+
+    /// Drops everything held: the guest that made it goes on elsewhere, from an earlier epoch.
+    /// The gate stays as it is.
+    pub fn drop_held(&self) {
         let dropped = {
             let mut state = lock(&self.state);
-            state.mode = Mode::Discarded;
             let mut dropped = std::mem::take(&mut state.unsealed);
             dropped.extend(state.sealed.drain(..).flat_map(|(_, items)| items));
             for account in &mut state.accounts {
@@ -238,7 +245,6 @@ impl OutputGate {
         self.counters
             .discarded
             .fetch_add(dropped as u64, Ordering::Relaxed);
-        self.drain_sinks();
     }
 
     /// All output held and not yet sealed belongs to `epoch`. Epochs must grow from call to

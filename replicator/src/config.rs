@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use evertwin_protocol::NodeId;
 
+use crate::arbiter::{ArbiterError, Notes};
+use crate::control::Control;
 use crate::machine::MachineError;
 use crate::wire::{Difference, WireError};
 
@@ -27,6 +29,10 @@ pub struct Config {
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,
+    /// Where an operator's questions and commands come from.
+    pub control: Option<Control>,
+    /// Without an arbiter: what this host remembers of who has the right.
+    pub notes: Option<Notes>,
 }
 
 /// Why a run ended without an error.
@@ -40,6 +46,8 @@ pub enum Ended {
     Fenced,
     /// The run was asked to stop.
     Stopped,
+    /// The run was asked to end without harm to the guest, which goes on in the other twin.
+    Left,
 }
 
 /// A run failed.
@@ -88,6 +96,9 @@ pub enum Error {
         /// What was received.
         source: WireError,
     },
+    /// Without an arbiter: what this host must remember can't be read or written.
+    #[error("what this host must remember of its right can't be read or written: {0}")]
+    Note(ArbiterError),
     /// The machine failed.
     #[error("the machine failed: {0}")]
     Machine(#[from] MachineError),

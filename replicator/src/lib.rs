@@ -7,6 +7,7 @@
 pub mod arbiter;
 mod config;
 mod connection;
+pub mod control;
 mod driver;
 pub mod machine;
 mod network;

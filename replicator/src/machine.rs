@@ -174,6 +174,9 @@ pub trait Machine: Send {
     /// Opens the output gate: emits all that is held and lets the rest pass.
     fn open_output(&mut self);
 
+    /// Drops all that is held: the guest that made it goes on elsewhere, from an earlier epoch.
+    fn drop_output(&mut self);
+
     /// Emits the output of all epochs up to and including `epoch`.
     fn release_through(&mut self, epoch: u64);
 
@@ -219,6 +222,20 @@ pub trait Machine: Send {
     /// # Errors
     /// When any step fails; the guest runs on and no page is lost then (I5).
     fn capture(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError>;
+
+    /// Ends the guest's last epoch here: as [`Machine::capture`], but the guest stays where it
+    /// is, and this machine holds `epoch` as if it had been applied. Frames that come from the
+    /// network from now on are for [`Machine::take_inbound`], until [`Machine::stop_forwarding`].
+    ///
+    /// # Errors
+    /// When any step fails; the guest runs on and no page is lost then (I5).
+    fn capture_last(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError>;
+
+    /// Keeps from now on what comes from the network: nobody takes it any more.
+    fn stop_forwarding(&mut self);
+
+    /// Gives frames to the running guest that came for it where it ran before.
+    fn receive(&mut self, frames: Vec<InboundFrame>);
 
     /// Makes pages that were harvested dirty again, because they reached no committed
     /// epoch (I5).

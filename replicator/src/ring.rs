@@ -19,10 +19,11 @@ pub(crate) enum Op {
     Exited,
     Stop,
     Arbiter,
+    Control,
     Cancel,
 }
 
-const OPS: [Op; 10] = [
+const OPS: [Op; 11] = [
     Op::Accept,
     Op::Dial,
     Op::Receive,
@@ -32,6 +33,7 @@ const OPS: [Op; 10] = [
     Op::Exited,
     Op::Stop,
     Op::Arbiter,
+    Op::Control,
     Op::Cancel,
 ];
 

@@ -174,6 +174,8 @@ fn protected(
             .as_fd()
             .try_clone_to_owned()
             .map_err(RunError::host("copy a descriptor"))?,
+        control: None,
+        notes: None,
     };
     let arbiter = match &replication.arbiter {
         Some(arbiter) => Some(open_arbiter(arbiter, name_of_vm)?),
@@ -188,7 +190,7 @@ fn protected(
             Ended::GuestExited => outcome(twin.machine())?,
             Ended::PeerGuestExited => Outcome::GuestEnded,
             Ended::Fenced => Outcome::Fenced,
-            Ended::Stopped => Outcome::Stopped,
+            Ended::Stopped | Ended::Left => Outcome::Stopped,
         },
     )
 }

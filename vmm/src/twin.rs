@@ -28,6 +28,8 @@ pub struct Twin {
     dirty: PageSet,
     /// Standby: the state that promotion restores.
     standing: Option<VmState>,
+    /// The guest was handed over: the log of frames is for its new host.
+    forwarding: bool,
     last_pause: PausePhases,
 }
 
@@ -39,6 +41,7 @@ impl Twin {
             dirty_log: DirtyLog::new(machine.vm()),
             dirty: PageSet::new(&memory::region_list(machine.memory())),
             standing: None,
+            forwarding: false,
             last_pause: PausePhases::default(),
             machine,
         }
@@ -56,11 +59,14 @@ impl Twin {
 
     /// The part of an epoch's end during which the guest stands still. Everything that can
     /// fail comes before the harvest is handed out, so a failure loses no page (I5).
+    ///
+    /// With `stay` the guest does not go on, and the machine holds the epoch like a standby.
     fn capture_paused(
         &mut self,
         epoch: u64,
         into: &mut Capture,
         phases: &mut PausePhases,
+        stay: bool,
     ) -> Result<(), Error> {
         let mut paused = self.machine.pause(phases)?;
         let mut watch = Stopwatch::start();
@@ -80,8 +86,15 @@ impl Twin {
             into.disk_writes.extend(writes.into_iter().map(from_device));
         }
         self.machine.gate().seal(epoch);
+        if stay {
+            paused.stay();
+            self.machine.inbound().record(true);
+            self.standing = Some(state);
+            self.forwarding = true;
+        } else {
+            drop(paused);
+        }
         self.machine.inbound().seal(epoch);
-        drop(paused);
         phases.resume = watch.lap();
         Ok(())
     }
@@ -92,7 +105,9 @@ impl Twin {
             device.record_disk_writes(on);
             device.take_disk_writes();
         }
-        self.machine.inbound().record(on);
+        if on || !self.forwarding {
+            self.machine.inbound().record(on);
+        }
         if on {
             self.dirty_log.start(self.machine.vm())?;
         } else {
@@ -216,6 +231,10 @@ impl Replicated for Twin {
         self.machine.gate().open();
     }
 
+    fn drop_output(&mut self) {
+        self.machine.gate().drop_held();
+    }
+
     fn release_through(&mut self, epoch: u64) {
         self.machine.gate().release_through(epoch);
     }
@@ -273,7 +292,7 @@ impl Replicated for Twin {
 
     fn capture(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
         let mut phases = PausePhases::default();
-        self.capture_paused(epoch, into, &mut phases)
+        self.capture_paused(epoch, into, &mut phases, false)
             .map_err(failed)?;
         self.last_pause = phases;
         let us = |time: Duration| time.as_secs_f64() * 1e6;
@@ -292,6 +311,27 @@ impl Replicated for Twin {
             "epoch captured"
         );
         Ok(())
+    }
+
+    fn capture_last(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
+        let mut phases = PausePhases::default();
+        self.capture_paused(epoch, into, &mut phases, true)
+            .map_err(failed)?;
+        self.last_pause = phases;
+        Ok(())
+    }
+
+    fn stop_forwarding(&mut self) {
+        if std::mem::take(&mut self.forwarding) {
+            self.machine.inbound().record(false);
+        }
+    }
+
+    fn receive(&mut self, frames: Vec<InboundFrame>) {
+        let frames: Vec<_> = frames.into_iter().map(to_device).collect();
+        for device in self.machine.devices() {
+            lock(device).receive_again(&frames);
+        }
     }
 
     fn redirty(&mut self, pages: &[u64]) {
@@ -366,11 +406,9 @@ impl Replicated for Twin {
             .standing
             .take()
             .ok_or_else(|| MachineError::new("no committed state to promote"))?;
+        self.stop_forwarding();
         // Before the devices move: what has come in since is newer.
-        let inbound: Vec<_> = inbound.into_iter().map(to_device).collect();
-        for device in self.machine.devices() {
-            lock(device).receive_again(&inbound);
-        }
+        self.receive(inbound);
         self.machine.restore(state).map_err(failed)?;
         for device in self.machine.devices() {
             lock(device).announce();

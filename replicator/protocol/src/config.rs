@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::node::NodeId;
+use crate::record::Record;
 
 /// How one twin behaves.
 #[derive(Clone, Debug)]
@@ -13,6 +14,10 @@ pub struct Config {
     pub peer: NodeId,
     /// Is there an arbiter? Without one nothing is ever promoted by itself.
     pub arbiter: bool,
+    /// Without an arbiter: the record that this host noted last, by [`Action::Note`].
+    ///
+    /// [`Action::Note`]: crate::Action::Note
+    pub noted: Option<Record>,
     /// Longest epoch while the guest is busy.
     pub epoch: Duration,
     /// Longest time between looks at an idle guest.
@@ -40,6 +45,7 @@ impl Config {
             node,
             peer,
             arbiter,
+            noted: None,
             epoch: Duration::from_millis(20),
             idle: Duration::from_millis(100),
             heartbeat: Duration::from_millis(50),

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use crate::config::Config;
-use crate::event::{Action, CloseReason, End, Envelope, Message, Report};
+use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
 use crate::link::Link;
-use crate::record::Request;
+use crate::record::{Record, Request};
 use crate::state::State;
 use crate::time::Time;
 
@@ -82,6 +82,23 @@ impl Context {
             self.closed = true;
             self.act(Action::Close(reason));
         }
+    }
+
+    /// Without an arbiter the right is remembered by each host for itself.
+    pub(crate) fn note(&mut self, record: Record) {
+        if !self.config.arbiter {
+            self.act(Action::Note(record));
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, command: Command, refusal: Refusal) {
+        self.report(Report::Refused(command, refusal));
+    }
+
+    /// The operator wants this twin, which holds no right, to end.
+    pub(crate) fn leave(&mut self) -> State {
+        self.send(Message::Bye, 0);
+        self.end(End::Left)
     }
 
     pub(crate) fn end(&mut self, end: End) -> State {

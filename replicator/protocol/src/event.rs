@@ -33,8 +33,13 @@ pub enum Message {
     Named,
     /// Nothing else to say.
     Heartbeat,
-    /// The guest has ended: there is nothing to protect any more.
+    /// From a primary: the guest has ended, there is nothing to protect any more. From a
+    /// standby: it leaves.
     Bye,
+    /// Primary: its guest stands still since this epoch, which has committed: take over.
+    HandOver,
+    /// The former standby, under its own generation: the guest runs here now, gated on you.
+    TookOver,
 }
 
 /// A message and the right under which it was sent.
@@ -42,7 +47,7 @@ pub enum Message {
 pub struct Envelope {
     /// The sender's generation.
     pub generation: u64,
-    /// The epoch that an `Epoch` or an `Ack` speaks of; 0 in others.
+    /// The epoch that an `Epoch`, an `Ack` or a `HandOver` speaks of; 0 in others.
     pub epoch: u64,
     /// What is said.
     pub message: Message,
@@ -87,8 +92,44 @@ pub enum Input {
     OutputWaiting,
     /// The guest ended by itself.
     GuestExited,
-    /// The operator asks this twin to stop.
+    /// The operator asks this twin to stop at once.
     Stop,
+    /// The operator asks for something else; refused by [`Report::Refused`] if it can't be.
+    Operator(Command),
+}
+
+/// What an operator may ask of a twin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The twins exchange their roles; nothing is lost.
+    Switchover,
+    /// Without an arbiter: the operator vouches that the peer is dead, and this twin has the
+    /// right from now on.
+    Promote,
+    /// This twin ends, without harm to the guest: a primary hands it over first.
+    Leave,
+}
+
+/// Why a command is not obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is for a protected primary, and this twin is a primary without a standby that could
+    /// take over.
+    NotProtected,
+    /// It is for the primary, and that is the other twin.
+    NotPrimary,
+    /// There is an arbiter: nobody else gives the right to run the guest (I2).
+    ArbiterDecides,
+    /// The primary is there and well: the roles are exchanged by a switchover.
+    PeerIsThere,
+    /// This twin has the right already.
+    HasTheRight,
+    /// There is no whole epoch here.
+    NothingHeld,
+    /// The guest's last epoch could not be captured.
+    NoCapture,
+    /// Something like it is under way.
+    Busy,
 }
 
 /// What to do, in this order, before the next input is given.
@@ -106,6 +147,8 @@ pub enum Action {
     HoldOutput,
     /// Emit what is held and let output pass.
     OpenOutput,
+    /// Drop what is held: its guest goes on elsewhere, from an earlier epoch.
+    DropOutput,
     /// Emit the output of all epochs up to this one.
     Release(u64),
     /// Start to track dirty pages and disk writes.
@@ -125,6 +168,9 @@ pub enum Action {
     /// Capture the epoch with this number, then say [`Input::Captured`] or
     /// [`Input::CaptureFailed`].
     Capture(u64),
+    /// The same, but the guest does not go on: the machine holds this epoch as a standby does,
+    /// and [`Action::Promote`] goes on from it, here.
+    CaptureLast(u64),
     /// Send a captured epoch.
     Ship {
         /// Under which right.
@@ -144,6 +190,8 @@ pub enum Action {
     Promote,
     /// Stop the guest for good and discard its held output.
     Fence,
+    /// Without an arbiter: make this record durable on this host, before what follows.
+    Note(Record),
     /// Tell the operator.
     Report(Report),
     /// Leave, once what is queued was sent.
@@ -159,10 +207,14 @@ pub enum CloseReason {
     StaleGeneration,
     /// A message that has no place in this state.
     OutOfPlace(Message),
-    /// Both twins say that they run the guest.
-    TwoPrimaries,
+    /// Both twins say that they run the guest; the peer does so under this generation.
+    TwoPrimaries(u64),
     /// Epochs can't be captured.
     NoCapture,
+    /// The peer was asked to take over and did not, in the configured timeout.
+    NotTakenOver,
+    /// The peer was asked by its operator to leave.
+    PeerLeft,
 }
 
 /// What an operator wants to know.
@@ -196,6 +248,14 @@ pub enum Report {
     Fenced,
     /// The arbiter did not answer; it will be asked again.
     ArbiterFailed,
+    /// The guest stands still and is handed over to the peer.
+    HandingOver(u64),
+    /// The peer runs the guest now, under this generation; this twin is its standby.
+    HandedOver(u64),
+    /// The guest was not handed over and goes on here.
+    TakenBack(u64),
+    /// A command of the operator is not obeyed.
+    Refused(Command, Refusal),
 }
 
 /// Why the twin leaves.
@@ -209,6 +269,8 @@ pub enum End {
     Fenced,
     /// The operator asked.
     Stopped,
+    /// The operator asked, and the guest goes on in the peer.
+    Left,
 }
 
 /// What a twin is doing.
@@ -224,6 +286,8 @@ pub enum Role {
     Protected,
     /// Running the guest with its output held.
     Holding,
+    /// Handing the guest over to the peer.
+    HandingOver,
     /// Being filled.
     Filling,
     /// Holding a committed epoch.

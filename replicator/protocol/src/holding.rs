@@ -1,7 +1,7 @@
 //! Running the guest (or its end) with the output held, until a right is clear.
 
 use crate::context::{Context, Right};
-use crate::event::{Action, End, Message, Report, Status};
+use crate::event::{Action, Command, End, Message, Refusal, Report, Status};
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::state::{Event, State};
@@ -108,6 +108,17 @@ impl Holding {
         !cx.config.arbiter && self.leave_by.is_none()
     }
 
+    /// Without an arbiter: the operator vouches that the standby is dead.
+    pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
+        if cx.config.arbiter {
+            cx.refuse(Command::Promote, Refusal::ArbiterDecides);
+            return State::Holding(self);
+        }
+        let generation = self.right.generation + 1;
+        cx.note(Record::solo(generation, cx.config.node));
+        self.release(cx, generation)
+    }
+
     pub(crate) fn deadline(&self) -> Option<Time> {
         self.leave_by
     }
@@ -121,6 +132,10 @@ impl Holding {
             }
             Event::Peer(Status::Cold | Status::Synced { .. }) if self.waits_for_peer(cx) => {
                 return Syncing::begin(cx, self.right, true);
+            }
+            // Without an arbiter: the operator has promoted the peer.
+            Event::Peer(Status::Primary) if cx.link.peer_generation() > self.right.generation => {
+                return cx.fence();
             }
             Event::Message(envelope)
                 if envelope.message == Message::Bye

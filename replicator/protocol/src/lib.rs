@@ -11,9 +11,11 @@
 mod config;
 mod context;
 mod event;
+mod handover;
 mod holding;
 mod link;
 mod node;
+mod operator;
 mod pace;
 mod protected;
 mod record;
@@ -22,11 +24,14 @@ mod standby;
 mod starting;
 mod state;
 mod syncing;
+mod takeover;
 mod time;
 mod twin;
 
 pub use config::Config;
-pub use event::{Action, CloseReason, End, Envelope, Input, Message, Report, Role, Status};
+pub use event::{
+    Action, CloseReason, Command, End, Envelope, Input, Message, Refusal, Report, Role, Status,
+};
 pub use node::{NODE_NAME_MAX, NodeId, NodeNameError};
 pub use record::{Answer, Record, Request};
 pub use time::Time;

@@ -15,6 +15,8 @@ struct Connected {
     sent: Time,
     greeted: bool,
     peer: Option<Status>,
+    /// Generation under which the peer greeted.
+    generation: u64,
     announced: bool,
 }
 
@@ -29,6 +31,7 @@ impl Link {
             sent: now,
             greeted: false,
             peer: None,
+            generation: 0,
             announced: false,
         });
     }
@@ -60,9 +63,10 @@ impl Link {
         }
     }
 
-    pub(crate) fn greeted_by(&mut self, status: Status) {
+    pub(crate) fn greeted_by(&mut self, status: Status, generation: u64) {
         if let Some(link) = &mut self.0 {
             link.peer = Some(status);
+            link.generation = generation;
         }
     }
 
@@ -70,6 +74,11 @@ impl Link {
     pub(crate) fn peer(&self) -> Option<Status> {
         let link = self.0.as_ref()?;
         link.peer.filter(|_| link.greeted)
+    }
+
+    /// The generation under which the peer greeted; 0 without a link.
+    pub(crate) fn peer_generation(&self) -> u64 {
+        self.0.as_ref().map_or(0, |link| link.generation)
     }
 
     /// The peer's status, once, when both sides have greeted.

@@ -1,7 +1,8 @@
 //! Running the guest with its output gated on the standby.
 
 use crate::context::{Context, Right};
-use crate::event::{Action, CloseReason, End, Envelope, Message, Report};
+use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
+use crate::handover::HandingOver;
 use crate::holding::{Holding, Verdict, judge};
 use crate::pace::{Pace, Step};
 use crate::record::{Answer, Record, Request};
@@ -26,6 +27,17 @@ pub(crate) struct Protected {
     /// The last epoch that committed.
     committed: u64,
     naming: Naming,
+    wish: Option<Wish>,
+}
+
+/// The operator wants the guest to be handed over.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    command: Command,
+    /// This twin ends then.
+    leave: bool,
+    /// The capture that is under way is the last.
+    begun: bool,
 }
 
 /// How far the standby is named in the arbiter's record (I4).
@@ -51,9 +63,44 @@ impl Protected {
             failures: 0,
             committed: right.next_epoch - 1,
             naming: Naming::NotYet,
+            wish: None,
         };
         state.capture(cx);
         State::Protected(state)
+    }
+
+    /// The guest was just taken over from the peer, which holds what this right begins with.
+    /// It is named, and dirty pages are tracked.
+    pub(crate) fn taken_over(cx: &mut Context, right: Right) -> State {
+        cx.send(Message::TookOver, 0);
+        cx.report(Report::Protected(right.generation));
+        State::Protected(Self {
+            right,
+            gated: false,
+            pace: Pace::new(cx.now, &cx.config),
+            busy: false,
+            failures: 0,
+            committed: 0,
+            naming: Naming::Named,
+            wish: None,
+        })
+    }
+
+    /// Hands the guest over to the standby, once the running capture is done.
+    pub(crate) fn hand_over(mut self, cx: &mut Context, command: Command, leave: bool) -> State {
+        if self.naming != Naming::Named {
+            cx.refuse(command, Refusal::NotProtected);
+        } else if self.wish.is_some() {
+            cx.refuse(command, Refusal::Busy);
+        } else {
+            self.wish = Some(Wish {
+                command,
+                leave,
+                begun: false,
+            });
+            self.pump(cx);
+        }
+        State::Protected(self)
     }
 
     pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
@@ -71,10 +118,16 @@ impl Protected {
                     generation: self.right.generation,
                     epoch,
                 });
+                if let Some(wish) = self.wish.filter(|wish| wish.begun) {
+                    return HandingOver::begin(cx, self.right, epoch, self.committed, wish.leave);
+                }
             }
             Event::CaptureFailed => {
                 self.busy = false;
                 self.failures += 1;
+                if let Some(wish) = self.wish.take() {
+                    cx.refuse(wish.command, Refusal::NoCapture);
+                }
                 if self.failures == MAX_FAILURES {
                     // Output is not to be held for ever.
                     cx.close(CloseReason::NoCapture);
@@ -95,7 +148,11 @@ impl Protected {
             Event::Retry => cx.ask(Request::Read),
             Event::LinkLost | Event::LinkFaulty => return self.unlink(cx),
             Event::GuestExited => return self.leave(cx),
-            Event::Tick | Event::Peer(_) | Event::RoundSent | Event::Harvested(_) => {}
+            Event::Tick
+            | Event::Peer(_)
+            | Event::RoundSent
+            | Event::Harvested(_)
+            | Event::Operator(_) => {}
         }
         self.pump(cx);
         State::Protected(self)
@@ -110,6 +167,11 @@ impl Protected {
     fn pump(&mut self, cx: &mut Context) {
         if !self.may_capture(cx) {
             return;
+        }
+        if let Some(wish) = &mut self.wish {
+            wish.begun = true;
+            self.busy = true;
+            return cx.act(Action::CaptureLast(self.right.next_epoch));
         }
         match self.pace.step(cx.now, &cx.config) {
             Some(Step::Capture) => self.capture(cx),
@@ -137,7 +199,7 @@ impl Protected {
                 self.commit(cx);
             }
             // The standby leaves.
-            Message::Bye => cx.close(CloseReason::OutOfPlace(Message::Bye)),
+            Message::Bye => cx.close(CloseReason::PeerLeft),
             other => out_of_place(cx, other),
         }
     }
@@ -169,6 +231,8 @@ impl Protected {
 
     fn protected(&mut self, cx: &mut Context) {
         self.naming = Naming::Named;
+        let (me, peer) = (cx.config.node, cx.config.peer);
+        cx.note(Record::protected(self.right.generation, me, peer));
         cx.act(Action::Release(self.committed));
         cx.send(Message::Named, 0);
         cx.report(Report::Protected(self.right.generation));
@@ -205,6 +269,9 @@ impl Protected {
 
     /// The standby is gone. What it has not acknowledged stays held (I1).
     fn unlink(self, cx: &mut Context) -> State {
+        if let Some(wish) = self.wish {
+            cx.refuse(wish.command, Refusal::NotProtected);
+        }
         cx.act(Action::StopTracking);
         match self.naming {
             // It was never named: the right to release alone was never given up.

@@ -83,7 +83,12 @@ impl Solo {
             Status::Cold | Status::Synced { .. } if self.renewing => State::Solo(self),
             Status::Cold | Status::Synced { .. } => Syncing::begin(cx, self.right, false),
             Status::Primary => {
-                cx.close(CloseReason::TwoPrimaries);
+                let theirs = cx.link.peer_generation();
+                cx.close(CloseReason::TwoPrimaries(theirs));
+                // The operator has promoted the peer after this generation.
+                if !cx.config.arbiter && theirs > self.right.generation {
+                    return cx.fence();
+                }
                 if cx.config.arbiter && !self.doubt {
                     self.doubt = true;
                     cx.act(Action::HoldOutput);

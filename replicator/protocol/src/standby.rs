@@ -1,11 +1,12 @@
 //! Following a primary, and taking over from it.
 
 use crate::context::{Context, Right};
-use crate::event::{Action, Envelope, Message, Report, Role, Status};
+use crate::event::{Action, Command, Envelope, Message, Refusal, Report, Role, Status};
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::starting::Starting;
 use crate::state::{Event, State, out_of_place, peer_guest_ended};
+use crate::takeover::TakingOver;
 
 /// Holds, or is about to hold, a copy of the primary's guest.
 #[derive(Debug)]
@@ -25,6 +26,42 @@ impl Standby {
         cx.generation = generation;
         cx.act(Action::Expect(generation));
         State::Standby(Self(Held::Parts))
+    }
+
+    /// This twin's guest was handed over, and is held here as the epoch before the first of
+    /// the new generation.
+    pub(crate) fn of_handed_over(cx: &mut Context) -> State {
+        cx.report(Report::StandbyReady(cx.generation));
+        let held = Held::Epoch {
+            epoch: 0,
+            named: true,
+        };
+        State::Standby(Self(held))
+    }
+
+    /// Without an arbiter: the operator vouches that the primary is dead.
+    pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
+        let refusal = match self.0 {
+            Held::Parts => Refusal::NothingHeld,
+            Held::Epoch { .. } if cx.link.is_up() => Refusal::PeerIsThere,
+            // Never of use: with an arbiter, a standby without a link is promoting already.
+            Held::Epoch { .. } if cx.config.arbiter => Refusal::ArbiterDecides,
+            // Epochs may be missing that were released: the primary was never gated on it.
+            Held::Epoch { named: false, .. } => Refusal::NothingHeld,
+            Held::Epoch { .. } => return Self::without_arbiter(cx),
+        };
+        cx.refuse(Command::Promote, refusal);
+        State::Standby(self)
+    }
+
+    /// The primary is known to be dead.
+    fn without_arbiter(cx: &mut Context) -> State {
+        let generation = cx.generation.saturating_add(1);
+        cx.note(Record::solo(generation, cx.config.node));
+        cx.act(Action::OpenOutput);
+        cx.act(Action::Promote);
+        cx.report(Report::Promoted(generation));
+        Solo::enter(cx, Right::new(generation))
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -55,6 +92,10 @@ impl Standby {
             (Event::LinkLost | Event::LinkFaulty, Held::Epoch { .. }) => {
                 cx.report(Report::NotPromoting);
                 State::Standby(self)
+            }
+            // The primary was started anew and waits for whoever holds its guest: this twin.
+            (Event::Peer(Status::Cold), Held::Epoch { named: true, .. }) if !cx.config.arbiter => {
+                Self::without_arbiter(cx)
             }
             _ => State::Standby(self),
         }
@@ -90,8 +131,13 @@ impl Standby {
                     named: false,
                 },
             ) => {
+                let (peer, me) = (cx.config.peer, cx.config.node);
+                cx.note(Record::protected(cx.generation, peer, me));
                 cx.report(Report::StandbyReady(cx.generation));
                 Held::Epoch { epoch, named: true }
+            }
+            (Message::HandOver, Held::Epoch { epoch: last, named }) if named && last == epoch => {
+                return TakingOver::begin(cx);
             }
             (message, held) => {
                 out_of_place(cx, message);
@@ -137,7 +183,7 @@ impl Promoting {
 
     /// A bad frame is no reason to take the guest from a primary that is alive: it gets the
     /// time to go solo. If it does not use it, it is dead after all.
-    fn later(cx: &mut Context) -> State {
+    pub(crate) fn later(cx: &mut Context) -> State {
         cx.retry_at = Some(cx.now + cx.config.timeout);
         State::Promoting(Self::new(cx))
     }

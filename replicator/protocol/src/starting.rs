@@ -1,7 +1,7 @@
 //! Before a guest runs anywhere that this twin knows of.
 
 use crate::context::{Context, Right};
-use crate::event::{Action, Message, Report, Status};
+use crate::event::{Action, Command, Message, Refusal, Report, Status};
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::standby::Standby;
@@ -29,11 +29,25 @@ impl Starting {
         if cx.config.arbiter {
             cx.ask(Request::Read);
             State::Starting(Self(Phase::Reading))
-        } else if cx.config.first() {
-            boot(cx, 1)
         } else {
-            Self::wait(cx, None)
+            let noted = cx.config.noted;
+            decide(cx, noted)
         }
+    }
+
+    /// Without an arbiter: the operator vouches that the peer is dead, and wants the guest to
+    /// be booted from the disks of this host.
+    pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
+        match self.0 {
+            _ if cx.config.arbiter => cx.refuse(Command::Promote, Refusal::ArbiterDecides),
+            _ if cx.link.is_up() => cx.refuse(Command::Promote, Refusal::PeerIsThere),
+            Phase::Waiting(Some(record)) if record.releaser == cx.config.node => {
+                return claim(cx, Some(record));
+            }
+            // The disks of a standby without its epoch are of no use.
+            _ => cx.refuse(Command::Promote, Refusal::NothingHeld),
+        }
+        State::Starting(self)
     }
 
     /// Waits for a peer that is, or knows, the primary. Also the place of a standby that
@@ -117,6 +131,10 @@ fn decide(cx: &mut Context, record: Option<Record>) -> State {
 fn claim(cx: &mut Context, expected: Option<Record>) -> State {
     let generation = expected.map_or(1, |record| record.generation.saturating_add(1));
     let new = Record::solo(generation, cx.config.node);
+    if !cx.config.arbiter {
+        cx.note(new);
+        return boot(cx, generation);
+    }
     cx.ask(Request::Swap { expected, new });
     State::Starting(Starting(Phase::Claiming(new)))
 }

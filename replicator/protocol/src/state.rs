@@ -1,14 +1,17 @@
 //! The states of a twin. A step consumes the old state and gives the new one.
 
 use crate::context::Context;
-use crate::event::{CloseReason, End, Envelope, Message, Role, Status};
+use crate::event::{CloseReason, Command, End, Envelope, Message, Role, Status};
+use crate::handover::HandingOver;
 use crate::holding::Holding;
+use crate::operator::operate;
 use crate::protected::Protected;
 use crate::record::Answer;
 use crate::solo::Solo;
 use crate::standby::{Promoting, Standby};
 use crate::starting::Starting;
 use crate::syncing::Syncing;
+use crate::takeover::TakingOver;
 use crate::time::Time;
 
 /// What a state is told.
@@ -35,6 +38,7 @@ pub(crate) enum Event {
     Dirty(bool),
     OutputWaiting,
     GuestExited,
+    Operator(Command),
 }
 
 #[derive(Debug)]
@@ -44,21 +48,28 @@ pub(crate) enum State {
     Syncing(Syncing),
     Protected(Protected),
     Holding(Holding),
+    HandingOver(HandingOver),
     Standby(Standby),
     Promoting(Promoting),
+    TakingOver(TakingOver),
     Ended,
 }
 
 impl State {
     pub(crate) fn step(self, cx: &mut Context, event: Event) -> Self {
+        if let Event::Operator(command) = event {
+            return operate(cx, self, command);
+        }
         match self {
             Self::Starting(state) => state.step(cx, event),
             Self::Solo(state) => state.step(cx, event),
             Self::Syncing(state) => state.step(cx, event),
             Self::Protected(state) => state.step(cx, event),
             Self::Holding(state) => state.step(cx, event),
+            Self::HandingOver(state) => state.step(cx, event),
             Self::Standby(state) => state.step(cx, event),
             Self::Promoting(state) => state.step(cx, event),
+            Self::TakingOver(state) => state.step(cx, event),
             Self::Ended => Self::Ended,
         }
     }
@@ -70,8 +81,13 @@ impl State {
             Self::Starting(state) => state.waits().then_some(Status::Cold),
             Self::Solo(state) => state.settled().then_some(Status::Primary),
             Self::Holding(state) => state.waits_for_peer(cx).then_some(Status::Primary),
+            Self::HandingOver(state) => state.status(),
             Self::Standby(state) => state.status(cx),
-            Self::Syncing(_) | Self::Protected(_) | Self::Promoting(_) | Self::Ended => None,
+            Self::Syncing(_)
+            | Self::Protected(_)
+            | Self::Promoting(_)
+            | Self::TakingOver(_)
+            | Self::Ended => None,
         }
     }
 
@@ -79,11 +95,13 @@ impl State {
         match self {
             Self::Protected(state) => state.deadline(cx),
             Self::Holding(state) => state.deadline(),
+            Self::HandingOver(state) => state.deadline(),
             Self::Starting(_)
             | Self::Solo(_)
             | Self::Syncing(_)
             | Self::Standby(_)
             | Self::Promoting(_)
+            | Self::TakingOver(_)
             | Self::Ended => None,
         }
     }
@@ -95,8 +113,9 @@ impl State {
             Self::Syncing(_) => Role::Syncing,
             Self::Protected(_) => Role::Protected,
             Self::Holding(_) => Role::Holding,
+            Self::HandingOver(state) => state.role(),
             Self::Standby(state) => state.role(),
-            Self::Promoting(_) => Role::Promoting,
+            Self::Promoting(_) | Self::TakingOver(_) => Role::Promoting,
             Self::Ended => Role::Ended,
         }
     }

@@ -60,6 +60,7 @@ impl Twin {
             Input::OutputWaiting => self.step(Event::OutputWaiting),
             Input::GuestExited => self.step(Event::GuestExited),
             Input::Stop => self.stop(),
+            Input::Operator(command) => self.step(Event::Operator(command)),
         }
         self.greet();
     }
@@ -162,15 +163,17 @@ impl Twin {
         }
         let stale = match envelope.message {
             Message::Hello(status) => {
-                self.cx.link.greeted_by(status);
+                self.cx.link.greeted_by(status, envelope.generation);
                 return;
             }
             Message::Heartbeat | Message::Bye => false,
             // A new sync may only come under a right that is not older than what we know.
-            Message::SyncBegin => envelope.generation < self.cx.generation,
-            Message::SyncPages | Message::Epoch | Message::Ack | Message::Named => {
-                envelope.generation != self.cx.generation
-            }
+            Message::SyncBegin | Message::TookOver => envelope.generation < self.cx.generation,
+            Message::SyncPages
+            | Message::Epoch
+            | Message::Ack
+            | Message::Named
+            | Message::HandOver => envelope.generation != self.cx.generation,
         };
         if stale {
             self.close(CloseReason::StaleGeneration);

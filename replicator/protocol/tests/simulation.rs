@@ -45,7 +45,8 @@ fn without_an_arbiter_a_bad_network_costs_nothing_but_time() {
     let mut protected = 0;
     for seed in 0..300 {
         let tally = run(seed, false);
-        assert_eq!((tally.boots, tally.promotions, tally.fenced), (1, 0, 0));
+        // Roles were exchanged, but nobody was promoted against the other.
+        assert_eq!((tally.boots, tally.fenced), (1, 0));
         protected += tally.protected;
     }
     // Links were lost and the pair was whole again.

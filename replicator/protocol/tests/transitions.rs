@@ -1,107 +1,14 @@
 //! Single transitions of the core: what each input makes it do.
 
+mod bench;
+
 use std::time::Duration;
 
+use bench::{Bench, claimed, node, swap};
 use evertwin_protocol::{
-    Action, Answer, CloseReason, Config, End, Envelope, Input, Message, NodeId, Record, Report,
-    Request, Role, Status, Time, Twin,
+    Action, Answer, CloseReason, End, Envelope, Input, Message, Record, Report, Request, Role,
+    Status, Time,
 };
-
-fn node(name: &str) -> NodeId {
-    name.parse().expect("a valid name")
-}
-
-struct Bench {
-    twin: Twin,
-    now: u64,
-}
-
-impl Bench {
-    fn new(name: &str, arbiter: bool) -> Self {
-        let peer = if name == "a" { "b" } else { "a" };
-        let twin = Twin::new(Config::new(node(name), node(peer), arbiter));
-        Self { twin, now: 0 }
-    }
-
-    /// What the twin does, without what it tells the operator.
-    fn give(&mut self, input: Input) -> Vec<Action> {
-        self.now += 1000;
-        self.twin.handle(Time::from_nanos(self.now), input);
-        std::iter::from_fn(|| self.twin.poll_action())
-            .filter(|action| !matches!(action, Action::Report(_)))
-            .collect()
-    }
-
-    fn pass(&mut self, span: Duration) -> Vec<Action> {
-        self.now += u64::try_from(span.as_nanos()).expect("a short time");
-        self.give(Input::Tick)
-    }
-
-    fn hear(&mut self, generation: u64, epoch: u64, message: Message) -> Vec<Action> {
-        self.give(Input::Received(Envelope {
-            generation,
-            epoch,
-            message,
-        }))
-    }
-
-    /// A primary that has shipped epoch 1 of its first sync.
-    fn shipped() -> Self {
-        let mut bench = Self::new("a", true);
-        bench.give(Input::Start);
-        bench.give(Input::Arbiter(Answer::Record(None)));
-        bench.give(Input::Arbiter(Answer::Won));
-        bench.give(Input::LinkUp);
-        bench.hear(0, 0, Message::Hello(Status::Cold));
-        bench.give(Input::RoundSent);
-        bench.give(Input::Harvested(0));
-        let epoch = 1;
-        bench.give(Input::Captured { epoch, idle: false });
-        bench
-    }
-
-    /// A primary whose standby is named, with epoch 1 committed.
-    fn protected() -> Self {
-        let mut bench = Self::shipped();
-        bench.hear(1, 1, Message::Ack);
-        let actions = bench.give(Input::Arbiter(Answer::Won));
-        assert_eq!(actions[0], Action::Release(1));
-        assert_eq!(bench.twin.role(), Role::Protected);
-        bench
-    }
-
-    /// A standby that holds epoch 1 of generation 1.
-    fn synced(arbiter: bool) -> Self {
-        let mut bench = Self::new("b", arbiter);
-        bench.give(Input::Start);
-        if arbiter {
-            bench.give(Input::Arbiter(Answer::Record(Some(claimed()))));
-        }
-        bench.give(Input::LinkUp);
-        bench.hear(1, 0, Message::Hello(Status::Primary));
-        assert_eq!(bench.hear(1, 0, Message::SyncBegin), [Action::Expect(1)]);
-        assert_eq!(bench.hear(1, 0, Message::SyncPages), [Action::Store]);
-        let actions = bench.hear(1, 1, Message::Epoch);
-        assert_eq!(actions, [ack(1), Action::Apply(1)], "acknowledged first");
-        bench
-    }
-}
-
-fn claimed() -> Record {
-    Record::solo(1, node("a"))
-}
-
-fn ack(epoch: u64) -> Action {
-    Action::Send(Envelope {
-        generation: 1,
-        epoch,
-        message: Message::Ack,
-    })
-}
-
-fn swap(expected: Option<Record>, new: Record) -> Action {
-    Action::Ask(Request::Swap { expected, new })
-}
 
 #[test]
 fn a_cold_start_follows_the_record() {
@@ -184,7 +91,10 @@ fn a_primary_that_can_not_capture_goes_on_alone() {
 #[test]
 fn without_an_arbiter_the_lower_name_runs() {
     let mut a = Bench::new("a", false);
-    assert_eq!(a.give(Input::Start), [Action::OpenOutput, Action::Boot]);
+    assert_eq!(
+        a.give(Input::Start),
+        [Action::Note(claimed()), Action::OpenOutput, Action::Boot]
+    );
     let mut b = Bench::new("b", false);
     assert_eq!(b.give(Input::Start), []);
     assert!(b.twin.wants_link());

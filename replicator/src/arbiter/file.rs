@@ -71,6 +71,12 @@ impl FileArbiter {
         Ok(lock)
     }
 
+    /// Writes the record, whatever is there.
+    pub(super) fn replace(&self, record: &Record) -> Result<(), ArbiterError> {
+        let _lock = self.lock().map_err(ArbiterError::new)?;
+        self.store(record).map_err(ArbiterError::new)
+    }
+
     fn load(&self) -> Result<Option<Record>, FileArbiterError> {
         let len = match fs::metadata(&self.path) {
             Ok(metadata) => metadata.len(),

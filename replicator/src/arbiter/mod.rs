@@ -2,6 +2,7 @@
 
 mod etcd;
 mod file;
+mod manual;
 mod text;
 mod thread;
 
@@ -10,6 +11,7 @@ use std::error::Error as StdError;
 pub use etcd::{EtcdArbiter, EtcdError};
 pub use evertwin_protocol::Record;
 pub use file::{FileArbiter, FileArbiterError};
+pub use manual::Notes;
 pub(crate) use thread::ArbiterThread;
 
 /// How a compare-and-swap ended.

@@ -10,7 +10,7 @@ use super::sync::SyncRound;
 use super::{Driver, Shipment};
 use crate::config::Error;
 use crate::machine::{Capture, MachineError, PAGE_SIZE};
-use crate::wire::{Frame, Hello, Kind, ship};
+use crate::wire::{Frame, Hello, Kind, VERSION, ship};
 
 /// Buffers of epochs with more page bytes than this are not kept for the next epoch.
 const SPARE_BYTES: usize = 32 << 20;
@@ -34,6 +34,7 @@ impl Driver<'_> {
             Action::Boot => self.machine.boot()?,
             Action::HoldOutput => self.machine.hold_output(),
             Action::OpenOutput => self.machine.open_output(),
+            Action::DropOutput => self.machine.drop_output(),
             Action::Release(epoch) => {
                 self.machine.release_through(epoch);
                 fail::fail_point!("epoch::released");
@@ -67,7 +68,8 @@ impl Driver<'_> {
                     self.inputs.push_back(Input::Dirty(dirty));
                 }
             }
-            Action::Capture(epoch) => self.capture(epoch),
+            Action::Capture(epoch) => self.capture(epoch, false),
+            Action::CaptureLast(epoch) => self.capture(epoch, true),
             Action::Ship { generation, epoch } => self.ship(generation, epoch),
             Action::Committed(epoch) => self.committed(epoch),
             Action::Expect(_) => {
@@ -99,7 +101,11 @@ impl Driver<'_> {
                 });
                 self.machine.fence();
             }
-            Action::Report(report) => self.report(report),
+            Action::Note(record) => self.note(record)?,
+            Action::Report(report) => {
+                self.report(report);
+                self.settle(report);
+            }
             Action::End(end) => self.end(end),
         }
         Ok(())
@@ -109,6 +115,7 @@ impl Driver<'_> {
         if end == evertwin_protocol::End::Fenced {
             fail::fail_point!("fence::ignore", |_| ());
         }
+        self.settle_end(end);
         self.ended = Some(end);
     }
 
@@ -126,6 +133,8 @@ impl Driver<'_> {
             Message::Named => Kind::Named,
             Message::Heartbeat => Kind::Heartbeat,
             Message::Bye => Kind::Bye,
+            Message::HandOver => Kind::HandOver,
+            Message::TookOver => Kind::TookOver,
             // The core only ever receives these; pages go by `Ship` and `SendMemory`.
             Message::SyncPages | Message::Epoch => return,
         };
@@ -145,6 +154,7 @@ impl Driver<'_> {
             node: self.config.node,
             peer: self.config.peer,
             identity: self.identity.clone(),
+            version: VERSION,
         }
     }
 
@@ -168,12 +178,18 @@ impl Driver<'_> {
         self.machine.stop_tracking();
     }
 
-    fn capture(&mut self, epoch: u64) {
+    /// `last`: the guest stays where it is.
+    fn capture(&mut self, epoch: u64, last: bool) {
         let mut capture = self.spare_capture();
         let Some(into) = Arc::get_mut(&mut capture) else {
             return self.inputs.push_back(Input::CaptureFailed);
         };
-        match self.machine.capture(epoch, into) {
+        let captured = if last {
+            self.machine.capture_last(epoch, into)
+        } else {
+            self.machine.capture(epoch, into)
+        };
+        match captured {
             Ok(()) => {
                 let idle = into.pages.is_empty() && into.disk_writes.is_empty();
                 self.shipments.push_back(Shipment { epoch, capture });
@@ -243,6 +259,7 @@ impl Driver<'_> {
         {
             self.recycle(shipment.capture);
         }
+        self.last_epoch = through;
         fail::fail_point!("epoch::committed");
     }
 
@@ -260,6 +277,7 @@ impl Driver<'_> {
         self.machine.store_pages(pages, bytes)?;
         self.machine.apply(state, disk_writes)?;
         self.kept.committed(epoch);
+        self.last_epoch = epoch;
         fail::fail_point!("epoch::applied");
         Ok(())
     }

@@ -105,6 +105,8 @@ impl Driver<'_> {
             Kind::Heartbeat => Message::Heartbeat,
             Kind::Named => Message::Named,
             Kind::Bye => Message::Bye,
+            Kind::HandOver => Message::HandOver,
+            Kind::TookOver => Message::TookOver,
             Kind::SyncPages => {
                 self.expect_bulk(kind)?;
                 let memory = &self.identity.memory;
@@ -118,8 +120,7 @@ impl Driver<'_> {
                 return self.received(header, Message::SyncPages, &[]);
             }
             Kind::Inbound => {
-                self.expect_bulk(kind)?;
-                return Ok(self.keep_inbound(header, payload)?);
+                return Ok(self.take_in(header, payload)?);
             }
             Kind::EpochBegin
             | Kind::Pages
@@ -186,6 +187,7 @@ impl Driver<'_> {
             self.network.promote_stranger(id);
             self.inputs.push_back(Input::LinkUp);
         }
+        self.peer_version = hello.version;
         if let Some(link) = &mut self.network.link {
             link.verified = true;
             info!(peer = %link.address, node = %hello.node, status = ?hello.status, "link up");

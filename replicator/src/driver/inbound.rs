@@ -5,6 +5,8 @@
 //! promoted twin gives them to the guest once more. A network may lose and repeat frames,
 //! so nothing here is acknowledged.
 
+use std::time::{Duration, Instant};
+
 use evertwin_protocol::Role;
 
 use super::Driver;
@@ -16,6 +18,10 @@ const KEPT_BYTES: usize = 4 << 20;
 
 /// Charged for each frame besides its bytes, so that tiny ones are bounded as well.
 const FRAME_OVERHEAD: usize = 64;
+
+/// How long what comes for a guest is passed on after it was handed over. Its announcement takes
+/// that long at most to reach the switches and neighbours.
+const FORWARD: Duration = Duration::from_millis(300);
 
 /// What a standby keeps, in the order in which the guest got it.
 #[derive(Default)]
@@ -57,8 +63,13 @@ impl Driver<'_> {
     /// The guest got frames from the network.
     pub(super) fn pass_inbound(&mut self) {
         let frames = self.machine.take_inbound();
-        // Before the first epoch is captured, that epoch will have them.
-        if self.twin.role() == Role::Protected {
+        let passes = match self.twin.role() {
+            // Before the first epoch is captured, that epoch will have them.
+            Role::Protected | Role::HandingOver => true,
+            // The network may not know yet where the guest is now.
+            _ => self.forward_until.is_some(),
+        };
+        if passes {
             let generation = self.twin.generation();
             for frame in &frames {
                 self.queue(inbound_frame(generation, frame));
@@ -66,14 +77,36 @@ impl Driver<'_> {
         }
     }
 
-    pub(super) fn keep_inbound(&mut self, header: Header, payload: &[u8]) -> Result<(), WireError> {
-        if header.generation != self.twin.generation() {
-            return Err(WireError::OutOfPlace(Kind::Inbound));
+    /// The guest was handed over: what comes for it here is passed on for a while.
+    pub(super) fn forward_for_a_while(&mut self) {
+        self.forward_until = Some(Instant::now() + FORWARD);
+    }
+
+    /// Ends that when it is time.
+    pub(super) fn forward_no_longer(&mut self) {
+        if self.forward_until.is_some_and(|at| at <= Instant::now()) {
+            self.forward_until = None;
+            self.machine.stop_forwarding();
         }
+    }
+
+    /// A frame that the guest got at the primary, or that came for a guest that was handed over.
+    pub(super) fn take_in(&mut self, header: Header, payload: &[u8]) -> Result<(), WireError> {
+        let (ours, theirs) = (self.twin.generation(), header.generation);
+        let handed_over = match self.twin.role() {
+            Role::Filling | Role::Synced | Role::Promoting if theirs == ours => false,
+            // Who handed it over may not have heard that it was taken.
+            Role::Protected if theirs == ours || theirs + 1 == ours => true,
+            _ => return Err(WireError::OutOfPlace(Kind::Inbound)),
+        };
         // Breaks no invariant, but takes away what can hide a broken one: repeated requests.
         fail::fail_point!("inbound::skip", |_| Ok(()));
         let frame = inbound(header.epoch, payload).ok_or(WireError::Malformed(Kind::Inbound))?;
-        self.kept.keep(frame);
+        if handed_over {
+            self.machine.receive(vec![frame]);
+        } else {
+            self.kept.keep(frame);
+        }
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 mod actions;
 mod frames;
 mod inbound;
+mod operator;
 mod report;
 mod sync;
 
@@ -22,6 +23,7 @@ use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
 use inbound::Kept;
+use operator::Pending;
 use sync::SyncRound;
 
 /// Longest sleep; nothing depends on it.
@@ -54,6 +56,13 @@ pub(crate) struct Driver<'a> {
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
     kept: Kept,
+    /// The last epoch of the generation that both twins have.
+    last_epoch: u64,
+    /// The newest version of the protocol that the peer speaks.
+    peer_version: u16,
+    /// Until when frames for a guest that was handed over are passed on.
+    forward_until: Option<Instant>,
+    pending: Option<Pending>,
     reported: Option<Report>,
     ended: Option<End>,
     /// A failure found where it could not be returned.
@@ -67,7 +76,7 @@ struct Shipment {
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(
-        config: Config,
+        mut config: Config,
         machine: &'a mut dyn Machine,
         arbiter: Option<Box<dyn Arbiter>>,
     ) -> Result<Self, Error> {
@@ -83,6 +92,9 @@ impl<'a> Driver<'a> {
         core.epoch = config.epoch;
         core.heartbeat = config.heartbeat;
         core.timeout = config.timeout;
+        if let Some(notes) = &mut config.notes {
+            core.noted = notes.read().map_err(Error::Note)?;
+        }
         let output = machine.output_waiting();
         let inbound = machine.inbound_waiting();
         let mut driver = Self {
@@ -104,6 +116,10 @@ impl<'a> Driver<'a> {
             pages: PageList::default(),
             disk_part: None,
             kept: Kept::default(),
+            last_epoch: 0,
+            peer_version: 0,
+            forward_until: None,
+            pending: None,
             reported: None,
             ended: None,
             failure: None,
@@ -151,6 +167,7 @@ impl<'a> Driver<'a> {
             Some(End::GuestExited) => Ended::GuestExited,
             Some(End::PeerGuestExited) => Ended::PeerGuestExited,
             Some(End::Fenced) => Ended::Fenced,
+            Some(End::Left) => Ended::Left,
             Some(End::Stopped) | None => Ended::Stopped,
         })
     }
@@ -181,6 +198,7 @@ impl<'a> Driver<'a> {
         self.ring.poll_readable(self.machine.exited(), Op::Exited)?;
         self.ring
             .poll_readable(self.config.stop.as_raw_fd(), Op::Stop)?;
+        self.arm_control()?;
         self.arm_arbiter()
     }
 
@@ -224,6 +242,7 @@ impl<'a> Driver<'a> {
             }
             Op::Exited => self.guest_exited()?,
             Op::Stop => self.inputs.push_back(Input::Stop),
+            Op::Control => self.asked()?,
             Op::Arbiter => {
                 while let Some(answer) = self.arbiter.as_ref().and_then(ArbiterThread::answer) {
                     self.inputs.push_back(Input::Arbiter(answer));
@@ -240,7 +259,8 @@ impl<'a> Driver<'a> {
             // The link breaks with this run, and the standby takes over.
             return Err(failure.into());
         }
-        if self.machine.after_guest_exit()? {
+        // The guest may have ended as it was handed over: its new host has that in its state.
+        if !self.runs_guest() || self.machine.after_guest_exit()? {
             return self
                 .ring
                 .poll_readable(self.machine.exited(), Op::Exited)
@@ -290,6 +310,7 @@ impl<'a> Driver<'a> {
 
     /// Sends what waits, and looks after connections.
     fn turn(&mut self) -> Result<(), Error> {
+        self.forward_no_longer();
         let wanted = self.twin.wants_link();
         self.network
             .turn(&mut self.ring, Instant::now(), wanted)
@@ -305,8 +326,12 @@ impl<'a> Driver<'a> {
             .network
             .deadline(self.twin.wants_link())
             .map(|at| at.saturating_duration_since(Instant::now()));
+        let forward = self
+            .forward_until
+            .map(|at| at.saturating_duration_since(Instant::now()));
         core.into_iter()
             .chain(network)
+            .chain(forward)
             .fold(LONGEST_WAIT, Duration::min)
     }
 

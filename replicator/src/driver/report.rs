@@ -41,6 +41,15 @@ impl Driver<'_> {
             }
             Report::Promoted(generation) => info!(generation, "promoted"),
             Report::Fenced => error!(%peer, "fenced"),
+            Report::HandingOver(generation) => info!(%peer, generation, "handing the guest over"),
+            Report::HandedOver(generation) => {
+                self.forward_for_a_while();
+                info!(%peer, generation, "handed over: this twin is the standby");
+            }
+            Report::TakenBack(generation) => {
+                warn!(%peer, generation, "not handed over: the guest goes on here");
+            }
+            Report::Refused(command, why) => warn!(?command, ?why, "not done"),
             Report::ArbiterFailed => warn!("the arbiter gave no usable answer; asking again"),
         }
     }
@@ -67,11 +76,22 @@ impl Driver<'_> {
             CloseReason::NoCapture => {
                 error!(%peer, reason = "no epoch could be captured", "link down");
             }
-            CloseReason::TwoPrimaries => error!(
+            CloseReason::TwoPrimaries(generation) if self.arbiter.is_some() => error!(
                 %peer,
+                generation,
                 reason = "both twins run the guest: the arbiter is asked whose right it is",
                 "link down"
             ),
+            CloseReason::TwoPrimaries(generation) => error!(
+                %peer,
+                generation,
+                reason = "both twins run the guest: without an arbiter the one of the older generation ends; if it is the same, stop the twin whose state is not to be kept",
+                "link down"
+            ),
+            CloseReason::NotTakenOver => {
+                warn!(%peer, reason = "the peer did not take over in time", "link down");
+            }
+            CloseReason::PeerLeft => info!(%peer, reason = "the peer leaves", "link down"),
         }
     }
 }

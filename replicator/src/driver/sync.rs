@@ -6,6 +6,7 @@ use evertwin_protocol::Input;
 use tracing::{error, info};
 
 use super::Driver;
+use crate::control::SyncStatus;
 use crate::machine::{DiskPosition, MemoryRegion, PAGE_SIZE};
 use crate::wire::{PAGES_PER_FRAME, sync_disk_frames, sync_frame};
 
@@ -31,6 +32,7 @@ pub(super) struct SyncRound {
     total: u64,
     sent: u64,
     bytes: u64,
+    began: Instant,
     told: Instant,
     chunk: Vec<u64>,
     contents: Vec<u8>,
@@ -66,6 +68,7 @@ impl SyncRound {
             total,
             sent: 0,
             bytes: 0,
+            began: Instant::now(),
             told: Instant::now(),
             chunk: Vec::with_capacity(PAGES_PER_FRAME),
             contents: Vec::with_capacity(PAGES_PER_FRAME * PAGE_SIZE),
@@ -95,6 +98,19 @@ impl SyncRound {
         }
         self.sent += self.chunk.len() as u64;
         !self.chunk.is_empty()
+    }
+
+    /// How far it has come.
+    pub(super) fn status(&self) -> SyncStatus {
+        let left = self.total.saturating_sub(self.sent);
+        let elapsed = self.began.elapsed().as_millis();
+        let eta = elapsed * u128::from(left) / u128::from(self.sent.max(1));
+        SyncStatus {
+            pages: self.sent,
+            of: self.total,
+            bytes: self.bytes,
+            eta_ms: (self.sent > 0).then(|| u64::try_from(eta).unwrap_or(u64::MAX)),
+        }
     }
 
     fn tell(&mut self, done: bool) {

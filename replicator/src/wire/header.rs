@@ -5,8 +5,16 @@ use super::reader::Reader;
 
 const MAGIC: [u8; 4] = *b"EVTW";
 
-/// Version of the protocol this build speaks.
-pub(crate) const VERSION: u16 = 2;
+/// The newest version of the protocol that this build speaks. A frame carries the version that
+/// brought its kind, so that twins of neighbouring versions understand each other in all that
+/// both know.
+pub(crate) const VERSION: u16 = 3;
+
+/// The oldest version that this build speaks.
+pub(crate) const OLDEST: u16 = 2;
+
+/// The version that brought the exchange of roles.
+pub(crate) const HAND_OVER: u16 = 3;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -58,6 +66,20 @@ pub enum Kind {
     DiskZeroes = 16,
     /// Zeroes written to a disk during the sync.
     SyncZeroes = 17,
+    /// The primary's guest stands still: take over.
+    HandOver = 18,
+    /// The guest runs here now.
+    TookOver = 19,
+}
+
+impl Kind {
+    /// The version of the protocol that brought it.
+    fn version(self) -> u16 {
+        match self {
+            Self::HandOver | Self::TookOver => HAND_OVER,
+            _ => OLDEST,
+        }
+    }
 }
 
 impl TryFrom<u16> for Kind {
@@ -82,6 +104,8 @@ impl TryFrom<u16> for Kind {
             15 => Self::Inbound,
             16 => Self::DiskZeroes,
             17 => Self::SyncZeroes,
+            18 => Self::HandOver,
+            19 => Self::TookOver,
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -108,7 +132,7 @@ impl Header {
             return Err(WireError::Magic);
         }
         let theirs = reader.u16().ok_or(WireError::Magic)?;
-        if theirs != VERSION {
+        if !(OLDEST..=VERSION).contains(&theirs) {
             return Err(WireError::Version {
                 theirs,
                 ours: VERSION,
@@ -158,7 +182,7 @@ impl Header {
         let payload = frame.len() - HEADER_LEN + body.len();
         debug_assert!(payload <= MAX_PAYLOAD as usize);
         frame[0..4].copy_from_slice(&MAGIC);
-        frame[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        frame[4..6].copy_from_slice(&kind.version().to_le_bytes());
         frame[6..8].copy_from_slice(&(kind as u16).to_le_bytes());
         frame[8..16].copy_from_slice(&generation.to_le_bytes());
         frame[16..24].copy_from_slice(&epoch.to_le_bytes());

@@ -4,7 +4,7 @@ use evertwin_protocol::{NodeId, Status};
 
 use super::WireError;
 use super::difference::Difference;
-use super::header::{Kind, VERSION};
+use super::header::{Kind, OLDEST, VERSION};
 use super::reader::Reader;
 use crate::machine::{CpuLeaf, Identity, MemoryRegion};
 
@@ -23,6 +23,8 @@ pub(crate) struct Hello {
     pub(crate) node: NodeId,
     pub(crate) peer: NodeId,
     pub(crate) identity: Identity,
+    /// The newest version of the protocol that the sender speaks.
+    pub(crate) version: u16,
 }
 
 impl Hello {
@@ -32,6 +34,7 @@ impl Hello {
             node,
             peer,
             identity,
+            version,
         } = self;
         let Identity {
             vm,
@@ -82,8 +85,8 @@ impl Hello {
         bytes.extend((msrs.len() as u16).to_le_bytes());
         bytes.extend(msrs.iter().flat_map(|index| index.to_le_bytes()));
         // The range of versions this build speaks: oldest and newest.
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(OLDEST.to_le_bytes());
+        bytes.extend(version.to_le_bytes());
         bytes
     }
 
@@ -123,7 +126,7 @@ impl Hello {
         let msrs = msrs(&mut reader)?;
         let (oldest, newest) = (reader.u16()?, reader.u16()?);
         reader.end()?;
-        if !(oldest..=newest).contains(&VERSION) {
+        if oldest > VERSION || newest < OLDEST || oldest > newest {
             return Some(Err(WireError::Version {
                 theirs: newest,
                 ours: VERSION,
@@ -141,6 +144,7 @@ impl Hello {
                 cpu,
                 msrs,
             },
+            version: newest,
         }))
     }
 

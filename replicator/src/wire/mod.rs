@@ -20,7 +20,7 @@ pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader};
 pub use header::Kind;
-pub(crate) use header::{Header, MAX_PAYLOAD};
+pub(crate) use header::{HAND_OVER, Header, MAX_PAYLOAD, VERSION};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};
@@ -35,7 +35,7 @@ pub enum WireError {
     Magic,
     /// Another version of the protocol.
     #[error(
-        "the peer speaks protocol version {theirs}, this twin speaks {ours}: run the same release on both hosts"
+        "the peer speaks protocol version {theirs}, this twin speaks {ours}: run releases on both hosts that are one apart at most"
     )]
     Version {
         /// The peer's version.

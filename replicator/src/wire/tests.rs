@@ -206,6 +206,7 @@ fn hello(status: Status) -> Hello {
             }],
             msrs: vec![0x10, 0xc000_0080],
         },
+        version: VERSION,
     }
 }
 

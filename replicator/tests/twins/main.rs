@@ -1,5 +1,6 @@
 //! Pairs of twins in one process: fake machines, real sockets, a real arbiter file.
 
 mod hostile;
+mod operator;
 mod pair;
 mod support;

@@ -57,6 +57,7 @@ pub struct Paused<'a> {
     pub(crate) devices: Vec<MutexGuard<'a, dyn Device + 'static>>,
     pub(crate) serial: MutexGuard<'a, Serial>,
     vcpus: Vec<VcpuState>,
+    stays: bool,
 }
 
 impl std::fmt::Debug for Paused<'_> {
@@ -88,6 +89,7 @@ impl Machine {
             devices,
             serial,
             vcpus,
+            stays: false,
         })
     }
 
@@ -137,8 +139,24 @@ impl Paused<'_> {
     }
 }
 
+impl Paused<'_> {
+    /// Leaves the guest where it is, for it goes on elsewhere: the devices are reset, so that
+    /// they touch nothing of it, and the vCPUs wait for a restore.
+    pub(crate) fn stay(mut self) {
+        self.stays = true;
+        for device in &mut self.devices {
+            device.reset();
+        }
+        // It is in the saved state.
+        self.machine.exit.rearm();
+    }
+}
+
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         // vCPUs may start a moment before the locks go: they wait at the first access.
         if let Err(error) = self.machine.run() {
             tracing::error!(%error, "the guest could not be resumed");

@@ -46,10 +46,12 @@ impl World {
             Request::Swap { expected, new } if register.record == expected => {
                 let last = expected.map_or(0, |record| record.generation);
                 let named = new.standby.is_some();
-                let wanted = if named { last } else { last + 1 };
+                // Who takes over names its predecessor at once.
+                let same = expected.is_some_and(|old| old.releaser == new.releaser);
+                let wanted = if named && same { last } else { last + 1 };
                 assert_eq!(new.generation, wanted, "seed {} (I2)", self.seed);
                 if named {
-                    register.named.insert(last);
+                    register.named.insert(new.generation);
                 }
                 register.before = expected;
                 register.record = Some(new);

@@ -66,6 +66,16 @@ impl Machine {
         self.captured.push((epoch, self.history.clone()));
     }
 
+    /// The guest stays where it is, as an epoch that is held.
+    pub(crate) fn stay(&mut self) {
+        self.running = false;
+        self.applied = Some(self.history.clone());
+    }
+
+    pub(crate) fn drop_output(&mut self) {
+        self.held.clear();
+    }
+
     pub(crate) fn captured(&self, epoch: u64) -> Vec<u64> {
         let found = self.captured.iter().rev().find(|entry| entry.0 == epoch);
         found.expect("only captured epochs are shipped").1.clone()

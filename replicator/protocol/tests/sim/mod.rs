@@ -9,8 +9,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use evertwin_protocol::{
-    Action, Answer, Config, Envelope, Input, Message, NodeId, Record, Report, Request, Role, Time,
-    Twin,
+    Action, Answer, Command, Config, Envelope, Input, Message, NodeId, Record, Report, Request,
+    Role, Time, Twin,
 };
 use machine::Machine;
 
@@ -294,7 +294,12 @@ impl World {
             return;
         }
         let node = self.random.below(2) as usize;
-        match self.random.below(9) {
+        match self.random.below(11) {
+            9 => self.input(node, Input::Operator(Command::Switchover)),
+            10 if self.has_arbiter => {
+                let command = [Command::Leave, Command::Promote][self.random.below(2) as usize];
+                self.input(node, Input::Operator(command));
+            }
             // Without an arbiter a restarted primary starts afresh: that is another story.
             0..=1 if self.has_arbiter => self.kill(node),
             0..=1 => {}
@@ -393,7 +398,9 @@ impl World {
             Action::Ask(request) => {
                 let life = process.life;
                 if let Request::Swap { new, .. } = request {
-                    let eligible = new.standby.is_none() || process.acknowledged;
+                    // Who takes over names the twin whose guest it has.
+                    let holds = process.machine.applied.is_some();
+                    let eligible = new.standby.is_none() || process.acknowledged || holds;
                     assert!(eligible, "seed {seed}: named before it was synced (I4)");
                 }
                 let delay = self.random.below(10 * MILLI);
@@ -441,6 +448,18 @@ impl World {
             Action::Peek => {
                 let dirty = self.random.chance(50);
                 answers.push(Input::Dirty(dirty));
+            }
+            Action::DropOutput => machine.drop_output(),
+            Action::Note(_) => {}
+            Action::CaptureLast(epoch) => {
+                if self.random.chance(10) {
+                    answers.push(Input::CaptureFailed);
+                } else {
+                    machine.capture(epoch);
+                    machine.stay();
+                    let idle = self.random.chance(10);
+                    answers.push(Input::Captured { epoch, idle });
+                }
             }
             Action::Capture(epoch) => {
                 assert!(
@@ -490,20 +509,26 @@ impl World {
         let Some(process) = &self.nodes[node] else {
             return;
         };
-        let me = self.names[node];
+        let applied = process.machine.applied.as_ref();
+        let applied = applied.unwrap_or_else(|| panic!("seed {seed}: nothing whole is held (I3)"));
+        self.world.check_continues(seed, applied);
+        if !self.has_arbiter {
+            return;
+        }
+        let (me, peer) = (self.names[node], self.names[1 - node]);
         let record = self
             .arbiter
             .record
             .expect("there is a record to promote by");
         let before = self.arbiter.before.expect("somebody was named");
-        assert_eq!(
-            record,
-            Record::solo(before.generation + 1, me),
-            "seed {seed} (I2)"
-        );
-        assert_eq!(before.standby, Some(me), "seed {seed}: not eligible (I4)");
-        let applied = process.machine.applied.as_ref();
-        let applied = applied.unwrap_or_else(|| panic!("seed {seed}: nothing whole is held (I3)"));
-        self.world.check_continues(seed, applied);
+        let generation = before.generation + 1;
+        let rights = [
+            Record::solo(generation, me),
+            Record::protected(generation, me, peer),
+        ];
+        assert!(rights.contains(&record), "seed {seed}: {record:?} (I2)");
+        // Or it takes back the guest that it was about to hand over.
+        let eligible = before.standby == Some(me) || before.releaser == me;
+        assert!(eligible, "seed {seed}: not eligible (I4)");
     }
 }

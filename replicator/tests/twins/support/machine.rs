@@ -55,6 +55,8 @@ pub(crate) struct Inner {
     pub failure: Option<&'static str>,
     /// Frames that promotion gave to the guest again.
     pub again: Vec<InboundFrame>,
+    /// Frames for a guest that was handed over are no longer passed on.
+    pub forwarded: bool,
 }
 
 impl FakeVm {
@@ -101,6 +103,7 @@ impl FakeVm {
                 promotions: 0,
                 arrived: Vec::new(),
                 again: Vec::new(),
+                forwarded: false,
                 failure: None,
             })),
             waiting: event(),
@@ -278,6 +281,10 @@ impl Machine for FakeVm {
         inner.emit(|_| true);
     }
 
+    fn drop_output(&mut self) {
+        self.0.lock().queue.clear();
+    }
+
     fn release_through(&mut self, through: u64) {
         self.0
             .lock()
@@ -369,6 +376,22 @@ impl Machine for FakeVm {
             entry.0.get_or_insert(epoch);
         }
         Ok(())
+    }
+
+    fn capture_last(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
+        self.capture(epoch, into)?;
+        let mut inner = self.0.lock();
+        inner.running = false;
+        inner.applied = Some(into.state.clone());
+        Ok(())
+    }
+
+    fn stop_forwarding(&mut self) {
+        self.0.lock().forwarded = true;
+    }
+
+    fn receive(&mut self, frames: Vec<InboundFrame>) {
+        self.0.lock().again.extend(frames);
     }
 
     fn redirty(&mut self, pages: &[u64]) {

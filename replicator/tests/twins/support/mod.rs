@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Record};
+use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Notes, Record};
+use evertwin_replicator::control::{Command, Controller, Outcome, control};
 use evertwin_replicator::{Config, Ended, Error, NodeId};
 use machine::{FakeVm, Handle, World};
 use rustix::event::{EventfdFlags, eventfd};
@@ -24,6 +25,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_millis(400);
 /// A twin that runs on a thread of its own.
 pub(crate) struct Running {
     pub vm: Handle,
+    controller: Controller,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<Result<Ended, Error>>>,
 }
@@ -32,6 +34,22 @@ impl Running {
     /// Asks the twin to stop.
     pub(crate) fn stop(&self) {
         rustix::io::write(&*self.stop, &1u64.to_ne_bytes()).expect("an eventfd takes a write");
+    }
+
+    /// Has an operator's command obeyed.
+    pub(crate) fn command(&self, command: Command) -> Outcome {
+        self.controller.command(command, PATIENCE)
+    }
+
+    /// What the twin says that it does.
+    pub(crate) fn role(&self) -> &'static str {
+        let status = self.controller.status(PATIENCE);
+        status.map_or("ended", |status| status.role)
+    }
+
+    /// The peer's address, while there is a link.
+    pub(crate) fn link(&self) -> Option<String> {
+        self.controller.status(PATIENCE).ok()?.link
     }
 
     /// Waits for the run's end.
@@ -82,6 +100,7 @@ impl Pair {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
         let node: NodeId = name.parse().expect("a valid name");
         let peer = if name == "a" { "b" } else { "a" };
+        let (controller, control) = control().expect("a descriptor to spare");
         let config = Config {
             node,
             peer: peer.parse().expect("a valid name"),
@@ -90,6 +109,8 @@ impl Pair {
             heartbeat: Duration::from_millis(20),
             timeout: TIMEOUT,
             stop: stop.try_clone().expect("a descriptor to spare"),
+            control: Some(control),
+            notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),
         };
         let arbiter = self
             .arbiter
@@ -105,6 +126,7 @@ impl Pair {
         Running {
             vm: handle,
             stop,
+            controller,
             thread: Some(thread),
         }
     }

@@ -1,0 +1,168 @@
+//! What an operator asks of a running twin, and what it says of itself.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+pub use evertwin_protocol::Command;
+use evertwin_protocol::Refusal;
+use rustix::event::{EventfdFlags, eventfd};
+use serde::Serialize;
+
+/// What a twin is doing, as shown to an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TwinStatus {
+    /// This twin.
+    pub node: String,
+    /// The other one.
+    pub peer: String,
+    /// In one word: starting, solo, syncing, protected, holding, handing-over, filling,
+    /// standby, promoting or ended.
+    pub role: &'static str,
+    /// Generation of the right that this twin has or follows; 0 while it knows of none.
+    pub generation: u64,
+    /// Address of the peer, while there is a link whose hello was checked.
+    pub link: Option<String>,
+    /// The newest epoch that both twins have, of this generation.
+    pub epoch: u64,
+    /// A primary's sync of its standby.
+    pub sync: Option<SyncStatus>,
+}
+
+/// How far a sync has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SyncStatus {
+    /// Pages looked at in this round.
+    pub pages: u64,
+    /// Pages of this round.
+    pub of: u64,
+    /// Bytes sent in this round; zeroes cost next to nothing.
+    pub bytes: u64,
+    /// Time to the round's end at the pace so far, in milliseconds. None before there is one.
+    pub eta_ms: Option<u64>,
+}
+
+/// Why a command was not obeyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// It can't be now.
+    #[error("{}", reason(*.0))]
+    Refused(Refusal),
+    /// The peer speaks a version of the protocol without it.
+    #[error("the peer's release can't take a guest over: upgrade it first")]
+    PeerTooOld,
+    /// Another command is being obeyed.
+    #[error("another command is under way: see `evertwin status`")]
+    Busy,
+    /// The peer did not take the guest over; it goes on here.
+    #[error("the peer did not take over: the guest goes on here")]
+    TakenBack,
+    /// This twin lost the right in the meantime.
+    #[error("the other twin has the right now: see its `evertwin status`")]
+    Lost,
+    /// The twin has ended.
+    #[error("the twin has ended")]
+    Ended,
+    /// It takes longer than was to be waited for.
+    #[error("the twin has not said how it ended: see `evertwin status`")]
+    NoAnswer,
+}
+
+fn reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NotProtected => {
+            "the guest is not protected: there is no standby that could take over"
+        }
+        Refusal::NotPrimary => "this twin is not the primary: ask the other one",
+        Refusal::ArbiterDecides => {
+            "the arbiter decides who runs the guest; nobody is promoted by hand beside it"
+        }
+        Refusal::PeerIsThere => "the peer is there: use `evertwin switchover` on the primary",
+        Refusal::HasTheRight => "this twin is the primary already",
+        Refusal::NothingHeld => "this twin holds no guest that could go on",
+        Refusal::NoCapture => "the guest could not be stopped at an epoch's end: try again",
+        Refusal::Busy => "something like it is under way: see `evertwin status`",
+    }
+}
+
+/// What became of a command: the generation in force, or why not.
+pub type Outcome = Result<u64, NotDone>;
+
+pub(crate) enum Asked {
+    Status(Sender<TwinStatus>),
+    Command(Command, Sender<Outcome>),
+}
+
+/// The operator's end. Can be cloned and used from any thread.
+#[derive(Clone)]
+pub struct Controller {
+    asked: Sender<Asked>,
+    waiting: Arc<OwnedFd>,
+}
+
+/// The twin's end, for [`Config::control`](crate::Config::control).
+pub struct Control {
+    asked: Receiver<Asked>,
+    waiting: Arc<OwnedFd>,
+}
+
+/// The two ends of a twin's control.
+///
+/// # Errors
+/// No descriptors left.
+pub fn control() -> io::Result<(Controller, Control)> {
+    let (sender, asked) = channel();
+    let waiting = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let controller = Controller {
+        asked: sender,
+        waiting: Arc::clone(&waiting),
+    };
+    Ok((controller, Control { asked, waiting }))
+}
+
+impl Controller {
+    /// What the twin is doing.
+    ///
+    /// # Errors
+    /// The twin has ended, or is too busy to say within `patience`.
+    pub fn status(&self, patience: Duration) -> Result<TwinStatus, NotDone> {
+        self.ask(Asked::Status, patience)
+    }
+
+    /// Has a command obeyed, and waits until that is done.
+    ///
+    /// # Errors
+    /// Why it was not.
+    pub fn command(&self, command: Command, patience: Duration) -> Outcome {
+        self.ask(|reply| Asked::Command(command, reply), patience)?
+    }
+
+    fn ask<T>(
+        &self,
+        asked: impl FnOnce(Sender<T>) -> Asked,
+        patience: Duration,
+    ) -> Result<T, NotDone> {
+        let (reply, answer) = channel();
+        self.asked.send(asked(reply)).map_err(|_| NotDone::Ended)?;
+        // Can't fail: the counter is far from its end, the descriptor is ours.
+        let _ = rustix::io::write(&*self.waiting, &1u64.to_ne_bytes());
+        answer.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => NotDone::NoAnswer,
+            RecvTimeoutError::Disconnected => NotDone::Ended,
+        })
+    }
+}
+
+impl Control {
+    pub(crate) fn waiting(&self) -> RawFd {
+        self.waiting.as_raw_fd()
+    }
+
+    pub(crate) fn next(&self) -> Option<Asked> {
+        // What was asked may outlive its signal, never the other way round.
+        let _ = rustix::io::read(&*self.waiting, &mut [0; 8]);
+        self.asked.try_recv().ok()
+    }
+}
