@@ -9,10 +9,10 @@ use std::time::Duration;
 pub use evertwin_protocol::Command;
 use evertwin_protocol::Refusal;
 use rustix::event::{EventfdFlags, eventfd};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a twin is doing, as shown to an operator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TwinStatus {
     /// This twin.
     pub node: String,
@@ -20,7 +20,7 @@ pub struct TwinStatus {
     pub peer: String,
     /// In one word: starting, solo, syncing, protected, holding, handing-over, filling,
     /// standby, promoting or ended.
-    pub role: &'static str,
+    pub role: String,
     /// Generation of the right that this twin has or follows; 0 while it knows of none.
     pub generation: u64,
     /// Address of the peer, while there is a link whose hello was checked.
@@ -32,7 +32,7 @@ pub struct TwinStatus {
 }
 
 /// How far a sync has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncStatus {
     /// Pages looked at in this round.
     pub pages: u64,

@@ -1,13 +1,14 @@
 //! A protected pair in a test's lab.
 
-use std::time::Duration;
+use std::process::Output;
+use std::time::{Duration, Instant};
 
 use evertwin::lab::client::{Load, LoadOptions, Verdict};
 use evertwin::lab::pair::{Pair, PairConfig};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::{GUEST_KV, Node};
 
-use crate::lab::{SLOW, STEP, TestLab, evertwin_binary};
+use crate::lab::{SLOW, STEP, TestLab, bounded_tool, evertwin_binary};
 
 /// A pair and the lab it lives in.
 #[derive(Debug)]
@@ -83,6 +84,49 @@ impl Stage {
         self.twin(node)
             .wait_for_event(event, STEP)
             .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Runs an operator's command, such as `status`, on a twin.
+    ///
+    /// # Panics
+    /// If the tool can't be run.
+    #[must_use]
+    pub fn operate(&self, node: Node, command: &[&str]) -> Output {
+        let evertwin = evertwin_binary();
+        let config = self.pair.directory().join("vm.toml");
+        let target = [&config.to_string_lossy(), "--node", node.name()];
+        let arguments = [command, &target].concat();
+        bounded_tool(
+            self.pair.topology.host(node),
+            &evertwin.to_string_lossy(),
+            &arguments,
+        )
+        .output()
+        .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What a twin says that it is doing, in one word; nothing if it does not answer.
+    #[must_use]
+    pub fn role(&self, node: Node) -> Option<String> {
+        let output = self.operate(node, &["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        status["role"].as_str().map(str::to_owned)
+    }
+
+    /// Waits until a twin does something.
+    ///
+    /// # Panics
+    /// If it does not come to that in time.
+    pub fn wait_for_role(&self, node: Node, role: &str) {
+        let until = Instant::now() + STEP;
+        loop {
+            let now = self.role(node);
+            if now.as_deref() == Some(role) {
+                return;
+            }
+            assert!(Instant::now() < until, "{node:?} is {now:?}, not {role}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Starts a judging client on one connection.

@@ -32,6 +32,8 @@ const EXAMPLES: &str = "\
 Examples:
   evertwin demo                         see a VM survive kill -9, on this machine
   evertwin run vm.toml --node a         one twin of a protected VM (the other: --node b)
+  evertwin status                       what the twins on this host are doing
+  evertwin switchover vm.toml --node a  exchange the twins' roles: maintenance without downtime
   evertwin run --kernel vmlinux --memory 512M \\
       --disk path=root.img --net tap=tap0,mac=52:54:00:12:34:56
                                         a plain microVM; Ctrl-A x ends it, Ctrl-A p asks
@@ -53,8 +55,44 @@ pub enum LogFormat {
 pub enum Command {
     /// Run a VM: a twin of a protected one from a file, or a plain one from options.
     Run(Box<RunArgs>),
+    /// Show what a protected VM's twin on this host is doing; without a name, all of them.
+    Status(TwinArgs),
+    /// Exchange the roles of the twins: asked of the primary. Nothing is lost, clients hardly notice.
+    Switchover(TwinArgs),
+    /// Run the guest here without asking anybody: only where there is no arbiter and the other host is dead.
+    Promote(PromoteArgs),
+    /// End this twin without harm to the guest: a primary hands it over first.
+    Leave(TwinArgs),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
     Demo(DemoArgs),
+}
+
+/// Which twin of this host is meant.
+#[derive(Debug, Args)]
+pub struct TwinArgs {
+    /// Configuration file of the VM.
+    #[arg(conflicts_with = "socket")]
+    pub config: Option<PathBuf>,
+    /// Which node of the configuration this host is.
+    #[arg(long, requires = "config")]
+    pub node: Option<String>,
+    /// The twin's control socket, as in the configuration's `control`.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Answer with one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `evertwin promote`.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Which twin.
+    #[command(flatten)]
+    pub twin: TwinArgs,
+    /// The other host is powered off, or its evertwin has ended. If that is not so, the guest runs twice.
+    #[arg(long)]
+    pub peer_is_dead: bool,
 }
 
 /// Options of `evertwin demo`.

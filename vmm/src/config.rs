@@ -145,6 +145,8 @@ pub struct ReplicationConfig {
     pub heartbeat: Duration,
     /// Silence after which the peer counts as dead.
     pub timeout: Duration,
+    /// The Unix socket by which operators reach this twin.
+    pub control: PathBuf,
 }
 
 /// Which arbiter decides who may speak for the guest (I2).
@@ -152,6 +154,8 @@ pub struct ReplicationConfig {
 pub enum ArbiterConfig {
     /// A locked file, for twins on one host or on shared storage.
     File(PathBuf),
+    /// The operator; what each host knows is noted in a file on a disk of its own.
+    Manual(PathBuf),
     /// The endpoints of an etcd cluster, for twins on hosts of their own.
     Etcd(Vec<SocketAddr>),
 }

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use evertwin::cli::{Cli, Command, LogFormat};
+use evertwin::control::Request;
+use evertwin::operate::{self, OperateError};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -48,6 +50,13 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
             let outcome = evertwin::run::run(&vm, replication.as_ref(), started)?;
             Ok(outcome.code().into())
         }
+        Command::Status(target) => Ok(operate::status(target)?),
+        Command::Switchover(target) => Ok(operate::command(target, Request::Switchover)?),
+        Command::Leave(target) => Ok(operate::command(target, Request::Leave)?),
+        Command::Promote(promote) if promote.peer_is_dead => {
+            Ok(operate::command(&promote.twin, Request::Promote)?)
+        }
+        Command::Promote(_) => Err(OperateError::PeerMayLive.into()),
         // No thread has been started yet, as the demo demands.
         Command::Demo(options) => Ok(evertwin::demo::run(options.slow).into()),
     }

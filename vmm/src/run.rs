@@ -4,11 +4,16 @@ mod stop;
 
 pub use stop::{AskStop, Stop};
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::time::Instant;
 
 use evertwin_devices::legacy::GuestExit;
-use evertwin_replicator::arbiter::{Arbiter, ArbiterError, EtcdArbiter, EtcdError, FileArbiter};
+use evertwin_replicator::arbiter::{
+    Arbiter, ArbiterError, EtcdArbiter, EtcdError, FileArbiter, Notes,
+};
+use evertwin_replicator::control::control;
 use evertwin_replicator::{Config as LinkConfig, Ended};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -163,6 +168,19 @@ fn protected(
         name.parse::<evertwin_replicator::NodeId>()
             .map_err(|e| ConfigError::Value(e.to_string()))
     };
+    let (controller, control) = control().map_err(RunError::host("make the control's event"))?;
+    let _serving = match crate::control::serve(&replication.control, name_of_vm, controller) {
+        Ok(serving) => Some(serving),
+        Err(error) => {
+            let path = replication.control.display();
+            tracing::warn!(%path, %error, "this twin can't be controlled: set `control` to another path");
+            None
+        }
+    };
+    let notes = match &replication.arbiter {
+        Some(ArbiterConfig::Manual(path)) => Some(Notes::new(path)),
+        _ => None,
+    };
     let config = LinkConfig {
         node: name(&replication.node)?,
         peer: name(&replication.peer)?,
@@ -174,11 +192,13 @@ fn protected(
             .as_fd()
             .try_clone_to_owned()
             .map_err(RunError::host("copy a descriptor"))?,
-        control: None,
-        notes: None,
+        control: Some(control),
+        notes,
     };
     let arbiter = match &replication.arbiter {
-        Some(arbiter) => Some(open_arbiter(arbiter, name_of_vm)?),
+        Some(ArbiterConfig::Manual(_)) => None,
+        Some(ArbiterConfig::File(path)) => Some(open_file(path)?),
+        Some(ArbiterConfig::Etcd(endpoints)) => Some(open_etcd(endpoints, name_of_vm)?),
         None => {
             tracing::warn!("no arbiter is configured: the standby will not take over by itself");
             None
@@ -195,24 +215,19 @@ fn protected(
     )
 }
 
-/// Later on a failing arbiter is waited for; at the start it is a mistake of the set-up, unless
-/// it is on another machine, which may be starting as well.
-fn open_arbiter(config: &ArbiterConfig, vm: &str) -> Result<Box<dyn Arbiter>, ArbiterError> {
-    match config {
-        ArbiterConfig::File(path) => {
-            let mut arbiter = FileArbiter::new(path);
-            arbiter.read()?;
-            Ok(Box::new(arbiter))
-        }
-        ArbiterConfig::Etcd(endpoints) => {
-            let mut arbiter = EtcdArbiter::new(endpoints.clone(), vm);
-            match arbiter.load() {
-                Ok(_) => {}
-                // Whoever waits for it reads why.
-                Err(EtcdError::NoAnswer(_)) => {}
-                Err(error) => return Err(ArbiterError::new(error)),
-            }
-            Ok(Box::new(arbiter))
-        }
+/// Later on a failing arbiter is waited for; at the start it is a mistake of the set-up.
+fn open_file(path: &Path) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    let mut arbiter = FileArbiter::new(path);
+    arbiter.read()?;
+    Ok(Box::new(arbiter))
+}
+
+/// The same, but one that is on another machine may be starting as well.
+fn open_etcd(endpoints: &[SocketAddr], vm: &str) -> Result<Box<dyn Arbiter>, ArbiterError> {
+    let mut arbiter = EtcdArbiter::new(endpoints.to_vec(), vm);
+    match arbiter.load() {
+        // Whoever waits for it reads why.
+        Ok(_) | Err(EtcdError::NoAnswer(_)) => Ok(Box::new(arbiter)),
+        Err(error) => Err(ArbiterError::new(error)),
     }
 }

@@ -87,6 +87,10 @@ impl Driver<'_> {
     }
 
     fn frame(&mut self, id: u64, header: Header, payload: &[u8]) -> Result<(), Trouble> {
+        if self.ended.is_some() {
+            // The last words are on their way; nothing changes them any more.
+            return Ok(());
+        }
         let verified = self.network.get(id).is_some_and(|peer| peer.verified);
         match header.kind {
             Kind::Hello if !verified => self.take_hello(id, header, payload),

@@ -105,7 +105,8 @@ impl Driver<'_> {
                 Role::Synced => "standby",
                 Role::Promoting => "promoting",
                 Role::Ended => "ended",
-            },
+            }
+            .to_owned(),
             generation: self.twin.generation(),
             link: link
                 .filter(|link| link.verified)

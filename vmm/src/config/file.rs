@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::control::default_socket;
+
 use super::parse::{check_tap, check_vcpus, check_vsock, parse_mac, parse_serial, parse_size};
 use super::{
     AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
@@ -36,6 +38,7 @@ struct VmFile {
     #[serde(default)]
     net: Vec<NetEntry>,
     vsock: Option<VsockEntry>,
+    control: Option<PathBuf>,
     replication: Option<ReplicationEntry>,
     #[serde(default)]
     node: BTreeMap<String, NodeEntry>,
@@ -231,6 +234,10 @@ fn replication(
         epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
         heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
         timeout: time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?,
+        control: match &file.control {
+            Some(path) => place(path),
+            None => default_socket(&file.name, node),
+        },
     };
     if config.timeout < config.heartbeat * 2 {
         return Err(ConfigError::Value(format!(
@@ -244,6 +251,9 @@ fn replication(
 fn arbiter(text: &str, place: &dyn Fn(&Path) -> PathBuf) -> Result<ArbiterConfig, ConfigError> {
     match text.split_once(':') {
         Some(("file", name)) if !name.is_empty() => Ok(ArbiterConfig::File(place(Path::new(name)))),
+        Some(("manual", name)) if !name.is_empty() => {
+            Ok(ArbiterConfig::Manual(place(Path::new(name))))
+        }
         Some(("etcd", endpoints)) => {
             let endpoints = endpoints.split(',').map(endpoint);
             let endpoints: Vec<SocketAddr> = endpoints.collect::<Result<_, _>>()?;
@@ -256,7 +266,7 @@ fn arbiter(text: &str, place: &dyn Fn(&Path) -> PathBuf) -> Result<ArbiterConfig
             Ok(ArbiterConfig::Etcd(endpoints))
         }
         _ => Err(ConfigError::Value(format!(
-            "`{text}` is not an arbiter: write file:PATH or etcd:http://IP:PORT[,http://IP:PORT...]"
+            "`{text}` is not an arbiter: write file:PATH, manual:PATH or etcd:http://IP:PORT[,http://IP:PORT...]"
         ))),
     }
 }

@@ -63,7 +63,7 @@ impl PairConfig {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut text = format!(
-            "name = \"demo\"\nkernel = \"{}\"\ncmdline = \"{}\"\nmemory = \"{}\"\n",
+            "name = \"demo\"\ncontrol = \"{{node}}.sock\"\nkernel = \"{}\"\ncmdline = \"{}\"\nmemory = \"{}\"\n",
             self.kernel, self.cmdline, self.memory
         );
         if self.disk.is_some() {

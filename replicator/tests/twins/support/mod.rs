@@ -42,9 +42,9 @@ impl Running {
     }
 
     /// What the twin says that it does.
-    pub(crate) fn role(&self) -> &'static str {
+    pub(crate) fn role(&self) -> String {
         let status = self.controller.status(PATIENCE);
-        status.map_or("ended", |status| status.role)
+        status.map_or_else(|_| "ended".to_owned(), |status| status.role)
     }
 
     /// The peer's address, while there is a link.

@@ -1,0 +1,64 @@
+//! How operators talk to a running twin: one line of JSON each way over a Unix socket.
+
+mod client;
+mod server;
+
+pub use client::{ClientError, ask, sockets};
+pub use server::serve;
+
+use std::path::PathBuf;
+
+use evertwin_replicator::control::TwinStatus;
+use serde::{Deserialize, Serialize};
+
+/// What is asked of a twin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// What does it do?
+    Status,
+    /// Exchange the roles.
+    Switchover,
+    /// Go on alone: the operator vouches that the peer is dead.
+    Promote,
+    /// End, without harm to the guest.
+    Leave,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(VmStatus),
+    /// The others were obeyed.
+    Done {
+        /// The generation now in force.
+        generation: u64,
+    },
+    /// It was not, and why.
+    Error(String),
+}
+
+/// A VM's twin as shown to an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// The VM's name.
+    pub vm: String,
+    /// Its twin on this host.
+    #[serde(flatten)]
+    pub twin: TwinStatus,
+}
+
+/// Where twins have their sockets if the configuration does not say.
+pub fn default_directory() -> PathBuf {
+    let of_user =
+        std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::getuid().is_root());
+    let runtime = of_user.map_or_else(|| PathBuf::from("/run"), PathBuf::from);
+    runtime.join("evertwin")
+}
+
+/// The socket of one twin if the configuration does not say.
+pub fn default_socket(vm: &str, node: &str) -> PathBuf {
+    default_directory().join(format!("{vm}-{node}.sock"))
+}

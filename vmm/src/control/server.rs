@@ -1,0 +1,134 @@
+//! The twin's end.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use evertwin_replicator::control::{Command, Controller};
+
+use super::{Reply, Request, VmStatus};
+
+/// Longest request in bytes.
+const MAX_REQUEST: u64 = 4096;
+
+/// Most connections served at a time.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long a twin may take to say what it does.
+const STATUS: Duration = Duration::from_secs(5);
+
+/// How long it may take to obey. A switchover whose arbiter is away takes its time.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// How long a client may take to ask, and to read its answer.
+const CLIENT: Duration = Duration::from_secs(5);
+
+/// A socket that goes when this does.
+#[derive(Debug)]
+pub struct Serving(PathBuf);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Another twin may have cleared it away.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Serves a twin's control at `path` on threads of its own, for this user only.
+///
+/// # Errors
+/// The socket can't be made: its directory is missing or not writable, the path is too long, or
+/// another twin serves it.
+pub fn serve(path: &Path, vm: &str, controller: Controller) -> io::Result<Serving> {
+    let listener = bind(path)?;
+    let vm = Arc::<str>::from(vm);
+    let serving = Serving(path.to_owned());
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let open = Arc::new(AtomicUsize::new(0));
+            for stream in listener.incoming().flatten() {
+                if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+                    open.fetch_sub(1, Ordering::Relaxed);
+                    continue;
+                }
+                let (vm, controller, counted) =
+                    (Arc::clone(&vm), controller.clone(), Arc::clone(&open));
+                let spawned = std::thread::Builder::new()
+                    .name("control-client".into())
+                    .spawn(move || {
+                        if let Err(error) = converse(&stream, &vm, &controller) {
+                            tracing::debug!(%error, "a control connection ended early");
+                        }
+                        counted.fetch_sub(1, Ordering::Relaxed);
+                    });
+                if spawned.is_err() {
+                    open.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        })?;
+    Ok(serving)
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
+    }
+    let listener = match UnixListener::bind(path) {
+        // Left behind by a twin that was killed: nobody answers.
+        Err(error)
+            if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() =>
+        {
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)?
+        }
+        bound => bound?,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn converse(stream: &UnixStream, vm: &str, controller: &Controller) -> io::Result<()> {
+    stream.set_read_timeout(Some(CLIENT))?;
+    stream.set_write_timeout(Some(CLIENT))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
+    let reply = match serde_json::from_str(&line) {
+        Ok(request) => answer(request, vm, controller),
+        Err(error) => Reply::Error(format!("not a request: {error}")),
+    };
+    let mut text = serde_json::to_string(&reply)?;
+    text.push('\n');
+    (&mut &*stream).write_all(text.as_bytes())
+}
+
+fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
+    let command = match request {
+        Request::Status => {
+            return match controller.status(STATUS) {
+                Ok(twin) => Reply::Status(VmStatus {
+                    vm: vm.to_owned(),
+                    twin,
+                }),
+                Err(why) => Reply::Error(why.to_string()),
+            };
+        }
+        Request::Switchover => Command::Switchover,
+        Request::Promote => Command::Promote,
+        Request::Leave => Command::Leave,
+    };
+    match controller.command(command, COMMAND) {
+        Ok(generation) => Reply::Done { generation },
+        Err(why) => Reply::Error(why.to_string()),
+    }
+}

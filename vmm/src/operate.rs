@@ -1,0 +1,133 @@
+//! `evertwin status`, `switchover`, `promote` and `leave`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::cli::TwinArgs;
+use crate::config::{self, ConfigError};
+use crate::control::{self, ClientError, Reply, Request, VmStatus};
+
+/// What `evertwin promote` says to who did not say that the peer is dead.
+pub const PROMOTE_WARNING: &str = "\
+promote makes this twin run the guest without asking anybody.
+
+If the other twin's guest still runs, there will be two of it: both answer clients, both write
+to their disks, and what one of them did will be lost. Only do this when the other host is
+powered off or its evertwin has ended, and say so with --peer-is-dead.";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The twin could not be asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// It did not obey.
+    #[error("not done: {0}")]
+    NotDone(String),
+    /// No twin was named.
+    #[error("which twin? Give its configuration and node (vm.toml --node a), or --socket PATH")]
+    NoTwin,
+    /// The operator did not vouch for the peer's death.
+    #[error("{PROMOTE_WARNING}")]
+    PeerMayLive,
+}
+
+/// Shows what a twin does, or all twins of this host.
+///
+/// # Errors
+/// The twin that was named can't be asked.
+pub fn status(target: &TwinArgs) -> Result<ExitCode, OperateError> {
+    let named = socket(target)?;
+    let sockets = named
+        .clone()
+        .map_or_else(control::sockets, |path| vec![path]);
+    if sockets.is_empty() && !target.json {
+        println!(
+            "no twin runs on this host (in {})",
+            control::default_directory().display()
+        );
+    }
+    for path in sockets {
+        match control::ask(&path, Request::Status) {
+            Ok(Reply::Status(status)) if target.json => print_json(&status),
+            Ok(Reply::Status(status)) => print(&status),
+            Ok(other) => return Err(unexpected(other)),
+            // A twin that was killed leaves its socket behind.
+            Err(_) if named.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has a twin obey.
+///
+/// # Errors
+/// It can't be asked, or does not obey.
+pub fn command(target: &TwinArgs, request: Request) -> Result<ExitCode, OperateError> {
+    let path = socket(target)?.ok_or(OperateError::NoTwin)?;
+    match control::ask(&path, request)? {
+        Reply::Done { generation } if target.json => println!("{{\"generation\":{generation}}}"),
+        Reply::Done { generation } => println!("done, generation {generation}"),
+        other => return Err(unexpected(other)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn unexpected(reply: Reply) -> OperateError {
+    OperateError::NotDone(match reply {
+        Reply::Error(why) => why,
+        other => format!("the twin answered {other:?}"),
+    })
+}
+
+fn socket(target: &TwinArgs) -> Result<Option<PathBuf>, OperateError> {
+    if let Some(path) = &target.socket {
+        return Ok(Some(path.clone()));
+    }
+    let of_config = |path: &Path| {
+        let (_, replication) = config::load(path, target.node.as_deref())?;
+        let plain = || {
+            ConfigError::Value(format!(
+                "{} has no twin: it is not protected",
+                path.display()
+            ))
+        };
+        Ok(replication.ok_or_else(plain)?.control)
+    };
+    target.config.as_deref().map(of_config).transpose()
+}
+
+fn print_json(status: &VmStatus) {
+    match serde_json::to_string(status) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("evertwin: {error}"),
+    }
+}
+
+fn print(status: &VmStatus) {
+    let VmStatus { vm, twin } = status;
+    println!(
+        "{vm}: {} (node {}, generation {})",
+        twin.role, twin.node, twin.generation
+    );
+    match &twin.link {
+        Some(address) => println!("  peer   {} at {address}", twin.peer),
+        None => println!("  peer   {}, no link", twin.peer),
+    }
+    println!("  epoch  {}", twin.epoch);
+    if let Some(sync) = twin.sync {
+        let percent = sync.pages * 100 / sync.of.max(1);
+        let left = sync.eta_ms.map_or(String::new(), |ms| {
+            format!(", {:.1} s left", ms as f64 / 1e3)
+        });
+        let mib = sync.bytes >> 20;
+        println!(
+            "  sync   {percent} % of {} pages, {mib} MiB sent{left}",
+            sync.of
+        );
+    }
+}
