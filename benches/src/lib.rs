@@ -10,3 +10,4 @@ pub mod memory;
 pub mod pause;
 pub mod report;
 pub mod stock_boot;
+pub mod switchover;

@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 
 use evertwin_benches::report::Row;
-use evertwin_benches::{blackout, boot, delay, memory, pause, stock_boot};
+use evertwin_benches::{blackout, boot, delay, memory, pause, stock_boot, switchover};
 
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
+    ("switchover", switchover::run),
     ("boot", boot::run),
     ("memory", memory::run),
     ("stock-boot", stock_boot::run),
