@@ -263,7 +263,12 @@ impl Lab {
         for monitor in &self.monitors {
             for line in monitor.log().lines() {
                 let message = line.message();
-                if matches!(message.as_deref(), Some("guest running" | "promoted")) {
+                let rights = [
+                    "guest running",
+                    "promoted",
+                    "not handed over: the guest goes on here",
+                ];
+                if message.is_some_and(|message| rights.contains(&message.as_str())) {
                     let generation = line.field("generation");
                     releasers.push(Releaser {
                         // A plain VM has no generations and never loses its right.

@@ -217,6 +217,16 @@ impl Twins {
         Ok(())
     }
 
+    /// Has the twin on a host obey an operator's command, such as `switchover`.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn operate(&self, lab: &Lab, host: HostName, command: &[&str]) -> Result<String, LabError> {
+        let target = ["/vm.toml", "--node", host.as_str()];
+        lab.host(host)
+            .run(&[&["/evertwin"], command, &target[..]].concat())
+    }
+
     /// Types a line on the guest's serial console.
     ///
     /// # Errors

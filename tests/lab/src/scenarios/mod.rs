@@ -4,6 +4,7 @@ mod boot;
 mod debian;
 mod disks;
 mod pico;
+mod roles;
 mod services;
 mod vsock;
 
@@ -64,7 +65,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "pico-crash",
-        about: "the primary's process crashes; its host returns, is protected again, and takes over in its turn",
+        about: "five times in turn the primary's process crashes, its twin goes on, and it returns and is protected again",
         quick: false,
         options: SMALL,
         run: pico::crash_and_return,
@@ -96,6 +97,48 @@ pub const SCENARIOS: &[Scenario] = &[
         quick: false,
         options: SMALL,
         run: pico::link_cut_one_way,
+    },
+    Scenario {
+        name: "pico-link-cut-other-way",
+        about: "only the way from the standby to the primary is cut; exactly one goes on",
+        quick: false,
+        options: SMALL,
+        run: pico::link_cut_other_way,
+    },
+    Scenario {
+        name: "pico-switchover",
+        about: "the twins exchange their roles three times under load, and then the primary's machine loses its power",
+        quick: true,
+        options: SMALL,
+        run: roles::switchover,
+    },
+    Scenario {
+        name: "pico-maintenance",
+        about: "each host's twin leaves in its turn, is started again and is protected again; no answer is late or lost",
+        quick: false,
+        options: SMALL,
+        run: roles::maintenance,
+    },
+    Scenario {
+        name: "pico-far-apart",
+        about: "the twins are 10 ms apart: output, a switchover and the loss of the primary",
+        quick: false,
+        options: SMALL,
+        run: roles::far_apart,
+    },
+    Scenario {
+        name: "pico-arbiter-lost",
+        about: "the arbiter stands still: protected output goes on, a takeover waits for it and is then made",
+        quick: false,
+        options: SMALL,
+        run: roles::arbiter_lost,
+    },
+    Scenario {
+        name: "pico-arbiter-cut",
+        about: "the primary alone loses the arbiter, and then its twin: the twin goes on, the old primary ends",
+        quick: false,
+        options: SMALL,
+        run: roles::arbiter_cut,
     },
     Scenario {
         name: "pico-bad-link",

@@ -36,7 +36,7 @@ pub(super) fn power_off(lab: &mut Lab) -> Result<(), LabError> {
 
 pub(super) fn crash_and_return(lab: &mut Lab) -> Result<(), LabError> {
     let (mut twins, judge) = under_load(lab)?;
-    for (primary, survivor) in [(A, B), (B, A)] {
+    for (primary, survivor) in [(A, B), (B, A)].into_iter().cycle().take(5) {
         let before = twins.on(survivor).log().len();
         twins.crash(lab, primary)?;
         twins.on(survivor).await_event("promoted")?;
@@ -94,6 +94,10 @@ pub(super) fn link_cut(lab: &mut Lab) -> Result<(), LabError> {
 
 pub(super) fn link_cut_one_way(lab: &mut Lab) -> Result<(), LabError> {
     lose_link(lab, &[(A, B)])
+}
+
+pub(super) fn link_cut_other_way(lab: &mut Lab) -> Result<(), LabError> {
+    lose_link(lab, &[(B, A)])
 }
 
 /// Cuts these ways between the twins, and demands that exactly one goes on.
