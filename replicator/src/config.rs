@@ -10,6 +10,7 @@ use evertwin_protocol::NodeId;
 use crate::arbiter::{ArbiterError, Notes};
 use crate::control::Control;
 use crate::machine::MachineError;
+use crate::tls::{Security, TlsError};
 use crate::wire::{Difference, WireError};
 
 /// How one twin is set up.
@@ -20,6 +21,8 @@ pub struct Config {
     pub peer: NodeId,
     /// Address of the twin that listens (the one with the lower name).
     pub address: SocketAddr,
+    /// How the link is protected.
+    pub security: Security,
     /// Longest epoch; waiting output ends it early. 1 ms to 10 s.
     pub epoch: Duration,
     /// Longest silence on a healthy link. At least 1 ms.
@@ -99,6 +102,14 @@ pub enum Error {
     /// Without an arbiter: what this host must remember can't be read or written.
     #[error("what this host must remember of its right can't be read or written: {0}")]
     Note(ArbiterError),
+    /// The peer can't be trusted, or does not trust this twin.
+    #[error("twin at {address}: {source}")]
+    Tls {
+        /// The peer's address.
+        address: SocketAddr,
+        /// What is wrong.
+        source: TlsError,
+    },
     /// The machine failed.
     #[error("the machine failed: {0}")]
     Machine(#[from] MachineError),
@@ -115,6 +126,8 @@ impl Config {
             "replication.heartbeat must be at least 1ms"
         } else if self.timeout < self.heartbeat * 2 {
             "replication.timeout must be at least twice the heartbeat"
+        } else if matches!(self.security, Security::Plaintext) && !self.address.ip().is_loopback() {
+            "a link that leaves this host must be secured: plaintext is for addresses of the loopback only"
         } else {
             return Ok(());
         };

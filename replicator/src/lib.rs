@@ -12,6 +12,7 @@ mod driver;
 pub mod machine;
 mod network;
 mod ring;
+pub mod tls;
 mod wire;
 
 pub use config::{Config, Ended, Error};

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use crate::config::Error;
 use crate::connection::Connection;
 use crate::ring::{Completion, Op, Ring};
+use crate::tls::Security;
 use crate::wire::{Frame, Kind};
 
 /// Pause between attempts to reach the peer.
@@ -52,6 +53,7 @@ pub(crate) enum Place {
 /// All connections.
 pub(crate) struct Network {
     way: Way,
+    security: Security,
     /// The connection to the peer.
     pub(crate) link: Option<Connection>,
     strangers: Vec<(Connection, Instant)>,
@@ -62,25 +64,30 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(crate) fn listen(address: SocketAddr, ring: &mut Ring) -> Result<Self, Error> {
+    pub(crate) fn listen(
+        address: SocketAddr,
+        security: Security,
+        ring: &mut Ring,
+    ) -> Result<Self, Error> {
         let failed = |source| Error::Listen { address, source };
         let listener = bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         ring.poll_readable(listener.as_raw_fd(), Op::Accept)
             .map_err(Error::Ring)?;
-        Ok(Self::new(Way::Listen(listener)))
+        Ok(Self::new(Way::Listen(listener), security))
     }
 
-    pub(crate) fn dial(address: SocketAddr) -> Self {
+    pub(crate) fn dial(address: SocketAddr, security: Security) -> Self {
         let attempt = Attempt::None {
             not_before: Instant::now(),
         };
-        Self::new(Way::Dial { address, attempt })
+        Self::new(Way::Dial { address, attempt }, security)
     }
 
-    fn new(way: Way) -> Self {
+    fn new(way: Way, security: Security) -> Self {
         Self {
             way,
+            security,
             link: None,
             strangers: Vec::new(),
             leaving: Vec::new(),
@@ -133,7 +140,10 @@ impl Network {
             };
             connection.receive(ring)?;
             if self.strangers.len() == STRANGERS {
-                let (oldest, _) = self.strangers.remove(0);
+                // One that has proved who it is stays longer than one that has not.
+                let unproved = |entry: &(Connection, Instant)| !entry.0.is_sealed();
+                let index = self.strangers.iter().position(unproved).unwrap_or(0);
+                let (oldest, _) = self.strangers.remove(index);
                 self.cut(oldest);
             }
             self.strangers.push((connection, now + PATIENCE));
@@ -214,6 +224,20 @@ impl Network {
         self.pause(now);
     }
 
+    /// Ends a connection whose peer can't be trusted. It is told why as far as TLS has words for it; frames are not
+    /// for it.
+    pub(crate) fn turn_away(&mut self, id: u64, now: Instant) {
+        let found = if self.place(id) == Some(Place::Link) {
+            self.link.take()
+        } else {
+            remove(&mut self.strangers, id)
+        };
+        if let Some(mut connection) = found {
+            connection.drop_all();
+            self.leaving.push((connection, now + PATIENCE));
+        }
+    }
+
     /// Ends the link once everything was sent.
     pub(crate) fn leave(&mut self, now: Instant) {
         if let Some(link) = self.link.take() {
@@ -239,10 +263,14 @@ impl Network {
         if let Some(link) = &mut self.link {
             link.send(ring)?;
         }
+        for (connection, _) in &mut self.strangers {
+            // The handshake's part of this side.
+            connection.send(ring)?;
+        }
         for (connection, _) in &mut self.leaving {
             connection.send(ring)?;
             if connection.all_sent() {
-                connection.finish();
+                connection.finish(ring)?;
             }
         }
         let late = |entry: &mut (Connection, Instant)| entry.1 <= now;
@@ -336,7 +364,9 @@ impl Network {
 
     fn connection(&mut self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
         self.next_id += 1;
-        Connection::new(self.next_id, stream, address)
+        let session = self.security.session(self.dials());
+        let session = session.map_err(io::Error::other)?;
+        Connection::new(self.next_id, stream, address, session)
     }
 
     fn cut(&mut self, mut connection: Connection) {

@@ -12,7 +12,7 @@ use evertwin::lab::namespace::NetNamespace;
 /// What happens to the bytes that flow from the dialled side to the dialler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// One bit flips.
+    /// A bit flips in each of two bytes, since nobody looks at one of the bytes before a record of TLS.
     Flip,
     /// The stream ends in the middle of a frame.
     Cut,
@@ -99,7 +99,15 @@ fn inflict(damage: Damage, countdown: &AtomicU64, bytes: &mut Vec<u8>) -> bool {
     countdown.store(u64::MAX, Ordering::SeqCst);
     let place = usize::try_from(left).unwrap_or(0);
     match damage {
-        Damage::Flip => bytes[place] ^= 0x10,
+        Damage::Flip => {
+            bytes[place] ^= 0x10;
+            let next = if place + 1 < bytes.len() {
+                place + 1
+            } else {
+                place.saturating_sub(1)
+            };
+            bytes[next] ^= 0x20;
+        }
         Damage::Cut | Damage::Stall => bytes.truncate(place),
     }
     damage == Damage::Flip

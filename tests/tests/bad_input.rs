@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::Path;
 
-use evertwin::lab::pair::PairConfig;
+use evertwin::lab::pair::{PairConfig, make_keys};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::Node;
 use evertwin_tests::kernel::{elf, out_and_halt};
@@ -267,7 +267,28 @@ fn wrong_configurations() {
             good.replace("heartbeat = \"50ms\"", "heartbeat = \"5s\""),
             &["heartbeat"],
         ),
+        (
+            "keyless",
+            good.replace("keys = \"keys/{node}\"\n", ""),
+            &["evertwin keys", "[replication]"],
+        ),
+        (
+            "plaintext",
+            good.replace("keys = \"keys/{node}\"", "plaintext = true"),
+            &["plaintext", "192.168.50.1:7700", "evertwin keys"],
+        ),
+        (
+            "unmade",
+            good.replace("keys/{node}", "elsewhere/{node}"),
+            &["elsewhere/a/ca.crt", "evertwin keys"],
+        ),
+        (
+            "other",
+            good.replace("keys/{node}", "keys/b"),
+            &["keys/b/node.crt", "node a", "another node"],
+        ),
     ];
+    make_keys(lab.directory()).unwrap();
     for (name, text, words) in cases {
         let file = format!("{name}.toml");
         std::fs::write(lab.path(&file), text).unwrap();
@@ -313,6 +334,7 @@ fn a_port_in_use_is_named() {
         .to_toml(),
     )
     .unwrap();
+    make_keys(lab.directory()).unwrap();
     let _listener = lab
         .topology
         .a
@@ -370,6 +392,30 @@ fn missing_rights_and_devices_are_named() {
         ],
     );
     demand_refusal("no rights", no_rights, &["/dev/kvm", "usermod -aG kvm"]);
+}
+
+#[test]
+fn keys_are_made_once() {
+    let lab = TestLab::new();
+    let make = |arguments: &[&str]| {
+        let arguments = [&["keys", "keys", "--node"], arguments].concat();
+        lab.evertwin_to_end("keys", &arguments)
+    };
+    let (status, lines) = make(&["a", "--node", "b"]);
+    assert!(status.success(), "{lines:?}");
+    for (again, words) in [
+        (&["b"][..], &["keys/b/node.crt", "--renew"][..]),
+        (&["A"], &["'A'", "a-z"]),
+    ] {
+        let (status, lines) = make(again);
+        let last = lines.join(" ");
+        assert!(!status.success() && !last.contains("panicked"), "{last}");
+        for word in words {
+            assert!(last.contains(word), "{word}: {last}");
+        }
+    }
+    let (status, lines) = make(&["b", "--renew"]);
+    assert!(status.success(), "{lines:?}");
 }
 
 #[test]

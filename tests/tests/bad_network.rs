@@ -183,7 +183,7 @@ fn a_server_that_is_no_twin_is_named() {
     let last = b.log().lines().pop().unwrap().text;
     assert!(!status.success(), "{status}: {last}");
     assert!(
-        last.contains(&Node::A.address().to_string()) && last.contains("protocol"),
+        last.contains(&Node::A.address().to_string()) && last.contains("does not speak TLS"),
         "{last}"
     );
     server.join().unwrap();

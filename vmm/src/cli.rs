@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use evertwin_replicator::NodeId;
 
 use crate::config::{
     self, AfterEnd, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
@@ -31,6 +32,7 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   evertwin demo                         see a VM survive kill -9, on this machine
+  evertwin keys keys --node a --node b  make the keys by which two twins know each other
   evertwin run vm.toml --node a         one twin of a protected VM (the other: --node b)
   evertwin status                       what the twins on this host are doing
   evertwin switchover vm.toml --node a  exchange the twins' roles: maintenance without downtime
@@ -63,6 +65,8 @@ pub enum Command {
     Promote(PromoteArgs),
     /// End this twin without harm to the guest: a primary hands it over first.
     Leave(TwinArgs),
+    /// Make the keys by which the twins of a protected VM know each other.
+    Keys(KeysArgs),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
     Demo(DemoArgs),
 }
@@ -102,6 +106,34 @@ pub struct DemoArgs {
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub slow: u32,
 }
+
+/// Options of `evertwin keys`.
+#[derive(Debug, Args)]
+#[command(after_help = ABOUT_KEYS)]
+pub struct KeysArgs {
+    /// Directory to make them in, on a machine that you trust; it need not be one of the hosts.
+    pub directory: PathBuf,
+    /// Name of a node, as in the VM's configuration. May be given several times.
+    #[arg(long, required = true, value_name = "NAME")]
+    pub node: Vec<NodeId>,
+    /// Replace keys that these nodes have already. The CA stays.
+    #[arg(long)]
+    pub renew: bool,
+}
+
+const ABOUT_KEYS: &str = "\
+The twins talk TLS 1.3, and each proves who it is by a certificate. It is signed by a CA that is made here for them alone;
+nobody else's certificate is accepted.
+
+  evertwin keys keys --node a --node b
+      makes keys/ca.crt and keys/ca.key, the CA, and for each node a directory: keys/a, keys/b
+  scp -r keys/a host-a:/etc/evertwin/keys/   (and keys/b to host b)
+      brings each host its own keys: ca.crt, node.crt, node.key
+  keys = \"/etc/evertwin/keys/{node}\"
+      in the section [replication] of vm.toml tells the twins where they are
+
+One set of keys serves all VMs of the same two hosts. Keep ca.key away from the hosts: it is needed for other nodes, and for
+new certificates (--renew) before the old ones expire after ten years; twins that start warn a month before.";
 
 /// Options of `evertwin run`.
 #[derive(Debug, Args)]

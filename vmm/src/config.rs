@@ -137,6 +137,8 @@ pub struct ReplicationConfig {
     pub peer: String,
     /// Address of the lower-named node, which listens.
     pub address: SocketAddr,
+    /// Where this node's keys are; none for a plaintext link, which stays on this host.
+    pub keys: Option<PathBuf>,
     /// The arbiter, if there is one.
     pub arbiter: Option<ArbiterConfig>,
     /// Longest epoch.

@@ -92,6 +92,8 @@ fn tell(story: &Narrator, directory: &Path, slow: u32) -> Result<Verdict, LabErr
         .lines()
         .filter(|line| !line.is_empty())
         .for_each(|line| story.detail(line));
+    story.step("The twins know each other by keys made for them; what they send is encrypted:");
+    story.command("evertwin keys keys --node a --node b");
     story.step("Starting both twins, each on its own host:");
     for node in [Node::A, Node::B] {
         story.command(&format!(

@@ -14,6 +14,7 @@ pub mod control;
 pub mod demo;
 mod die_together;
 pub mod event_loop;
+pub mod keys;
 pub mod kvm;
 pub mod lab;
 pub mod layout;

@@ -57,6 +57,14 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
             Ok(operate::command(&promote.twin, Request::Promote)?)
         }
         Command::Promote(_) => Err(OperateError::PeerMayLive.into()),
+        Command::Keys(options) => {
+            evertwin::keys::make(&options.directory, &options.node, options.renew)?;
+            print!(
+                "{}",
+                evertwin::keys::advice(&options.directory, &options.node)
+            );
+            Ok(ExitCode::SUCCESS)
+        }
         // No thread has been started yet, as the demo demands.
         Command::Demo(options) => Ok(evertwin::demo::run(options.slow).into()),
     }

@@ -14,7 +14,8 @@ use evertwin_replicator::arbiter::{
     Arbiter, ArbiterError, EtcdArbiter, EtcdError, FileArbiter, Notes,
 };
 use evertwin_replicator::control::control;
-use evertwin_replicator::{Config as LinkConfig, Ended};
+use evertwin_replicator::tls::{Keys, KeysError, Security};
+use evertwin_replicator::{Config as LinkConfig, Ended, NodeId};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::{ArbiterConfig, ConfigError, ReplicationConfig, VmConfig};
@@ -62,6 +63,9 @@ pub enum RunError {
     /// The replicator.
     #[error(transparent)]
     Replicator(#[from] evertwin_replicator::Error),
+    /// The keys can't be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The arbiter is unusable from the start.
     #[error(transparent)]
     Arbiter(#[from] evertwin_replicator::arbiter::ArbiterError),
@@ -165,9 +169,11 @@ fn protected(
     stop: &Stop,
 ) -> Result<Outcome, RunError> {
     let name = |name: &str| {
-        name.parse::<evertwin_replicator::NodeId>()
+        name.parse::<NodeId>()
             .map_err(|e| ConfigError::Value(e.to_string()))
     };
+    let (node, peer) = (name(&replication.node)?, name(&replication.peer)?);
+    let security = security(replication, node, peer)?;
     let (controller, control) = control().map_err(RunError::host("make the control's event"))?;
     let _serving = match crate::control::serve(&replication.control, name_of_vm, controller) {
         Ok(serving) => Some(serving),
@@ -182,9 +188,10 @@ fn protected(
         _ => None,
     };
     let config = LinkConfig {
-        node: name(&replication.node)?,
-        peer: name(&replication.peer)?,
+        node,
+        peer,
         address: replication.address,
+        security,
         epoch: replication.epoch,
         heartbeat: replication.heartbeat,
         timeout: replication.timeout,
@@ -213,6 +220,25 @@ fn protected(
             Ended::Stopped | Ended::Left => Outcome::Stopped,
         },
     )
+}
+
+/// The keys of this node, if the link is not to be in plaintext.
+fn security(
+    replication: &ReplicationConfig,
+    node: NodeId,
+    peer: NodeId,
+) -> Result<Security, KeysError> {
+    let Some(directory) = &replication.keys else {
+        tracing::warn!(
+            "the link to the peer is not encrypted: others on this host may listen and speak"
+        );
+        return Ok(Security::Plaintext);
+    };
+    let (keys, warnings) = Keys::load(directory, node, peer)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Security::Tls(keys))
 }
 
 /// Later on a failing arbiter is waited for; at the start it is a mistake of the set-up.

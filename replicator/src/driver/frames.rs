@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 use super::Driver;
 use crate::config::Error;
 use crate::network::Place;
+use crate::tls::TlsError;
 use crate::wire::{
     Difference, FrameReader, Header, Hello, Kind, WireError, disk_write, reject_reason,
 };
@@ -18,6 +19,8 @@ enum Trouble {
     Wire(WireError),
     /// A twin, but not the other half of this pair.
     Difference(Difference),
+    /// A peer that can't be trusted, or a record that was changed.
+    Tls(TlsError),
     /// The peer refused us, for this reason.
     Refused(String),
     /// The run can't go on.
@@ -55,7 +58,10 @@ impl Driver<'_> {
                 break None;
             }
             match reader.next() {
-                Ok(None) => break None,
+                Ok(None) => {
+                    let connection = self.network.get(id);
+                    break connection.and_then(|peer| peer.failure()).map(Trouble::Tls);
+                }
                 Err(error) => break Some(Trouble::Wire(error)),
                 Ok(Some((header, payload))) => {
                     if let Err(trouble) = self.frame(id, header, payload) {
@@ -194,7 +200,13 @@ impl Driver<'_> {
         self.peer_version = hello.version;
         if let Some(link) = &mut self.network.link {
             link.verified = true;
-            info!(peer = %link.address, node = %hello.node, status = ?hello.status, "link up");
+            info!(
+                peer = %link.address,
+                node = %hello.node,
+                status = ?hello.status,
+                sealed = link.is_sealed(),
+                "link up"
+            );
         }
         self.received(header, Message::Hello(hello.status), &[])
     }
@@ -210,9 +222,26 @@ impl Driver<'_> {
         let cold = self.twin.role() == Role::Starting;
         let dialed = self.network.dials();
         let on_link = self.network.place(id) == Some(Place::Link);
+        let verified = self.network.get(id).is_some_and(|peer| peer.verified);
         let now = Instant::now();
         match trouble {
             Trouble::Fatal(error) => return Err(error),
+            Trouble::Tls(source) if verified => {
+                self.network.cut_off(id);
+                warn!(peer = %address, error = %source, "connection dropped");
+            }
+            Trouble::Tls(source) => {
+                self.network.turn_away(id, now);
+                if source.is_lasting() {
+                    self.network.pause(now);
+                    if cold && dialed {
+                        self.receive_more(id)?;
+                        self.say_goodbye(&mut Vec::new())?;
+                        return Err(Error::Tls { address, source });
+                    }
+                }
+                warn!(peer = %address, error = %source, "peer not trusted");
+            }
             Trouble::Difference(difference) => {
                 self.network.refuse(id, &difference.to_string(), now);
                 if cold && dialed {
@@ -234,7 +263,10 @@ impl Driver<'_> {
                 error!(peer = %address, reason, "the peer refused this twin");
             }
             Trouble::Wire(source) => {
-                let foreign = matches!(source, WireError::Magic | WireError::Version { .. });
+                let foreign = matches!(
+                    source,
+                    WireError::Magic | WireError::Tls | WireError::Version { .. }
+                );
                 if foreign {
                     self.network.refuse(id, &source.to_string(), now);
                     if cold && dialed {

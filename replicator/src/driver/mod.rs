@@ -82,10 +82,11 @@ impl<'a> Driver<'a> {
     ) -> Result<Self, Error> {
         config.validate()?;
         let mut ring = Ring::new().map_err(Error::Ring)?;
+        let security = config.security.clone();
         let network = if config.node < config.peer {
-            Network::listen(config.address, &mut ring)?
+            Network::listen(config.address, security, &mut ring)?
         } else {
-            Network::dial(config.address)
+            Network::dial(config.address, security)
         };
         let arbiter = arbiter.map(ArbiterThread::start).transpose()?;
         let mut core = CoreConfig::new(config.node, config.peer, arbiter.is_some());

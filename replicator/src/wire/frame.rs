@@ -7,6 +7,9 @@ use super::WireError;
 use super::header::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use crate::machine::Capture;
 
+/// Bytes of the longest frame.
+pub(crate) const MAX_FRAME: usize = HEADER_LEN + MAX_PAYLOAD as usize;
+
 /// A frame to be sent: the head holds the header and the payload's start, the body the rest.
 #[derive(Debug)]
 pub(crate) struct Frame {
@@ -56,6 +59,11 @@ impl Frame {
         (Self { head, body }, checksum)
     }
 
+    /// Its bytes, in two pieces.
+    pub(crate) fn parts(&self) -> [&[u8]; 2] {
+        [&self.head, self.body.bytes()]
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.head.len() + self.body.bytes().len()
     }
@@ -70,7 +78,7 @@ pub(crate) struct FrameReader {
 }
 
 impl FrameReader {
-    const CAPACITY: usize = 4 * (HEADER_LEN + MAX_PAYLOAD as usize);
+    const CAPACITY: usize = 4 * MAX_FRAME;
 
     pub(crate) fn new() -> Self {
         Self {
@@ -89,16 +97,24 @@ impl FrameReader {
         }
     }
 
-    /// Room for what is received next; never empty once all whole frames were taken.
+    /// Room for what is received next: for a frame at least, once all whole frames were taken.
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        let full_frame = HEADER_LEN + MAX_PAYLOAD as usize;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-        } else if self.buffer.len() - self.start < full_frame {
+        } else if self.buffer.len() - self.end < MAX_FRAME {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         &mut self.buffer[self.end..]
+    }
+
+    /// Adds bytes that came by another way than the room.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
+        let room = self.room().get_mut(..bytes.len());
+        room.ok_or("more was received than there is room for")?
+            .copy_from_slice(bytes);
+        self.filled(bytes.len());
+        Ok(())
     }
 
     /// `len` bytes were put into the room.
@@ -114,6 +130,10 @@ impl FrameReader {
     /// The next whole frame, verified.
     pub(crate) fn next(&mut self) -> Result<Option<(Header, &[u8])>, WireError> {
         let have = &self.buffer[self.start..self.end];
+        // A record of TLS (RFC 8446, 5.1), which may be shorter than a header.
+        if let [20..=23, 3, ..] = have {
+            return Err(WireError::Tls);
+        }
         let Some((head, rest)) = have.split_first_chunk::<HEADER_LEN>() else {
             return Ok(None);
         };

@@ -3,7 +3,8 @@
 use super::WireError;
 use super::reader::Reader;
 
-const MAGIC: [u8; 4] = *b"EVTW";
+/// How every frame begins.
+pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 
 /// The newest version of the protocol that this build speaks. A frame carries the version that
 /// brought its kind, so that twins of neighbouring versions understand each other in all that

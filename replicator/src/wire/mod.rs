@@ -18,9 +18,9 @@ mod tests;
 pub(crate) use assembly::Assembly;
 pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
-pub(crate) use frame::{Frame, FrameReader};
+pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
-pub(crate) use header::{HAND_OVER, Header, MAX_PAYLOAD, VERSION};
+pub(crate) use header::{HAND_OVER, Header, MAGIC, MAX_PAYLOAD, VERSION};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};
@@ -33,6 +33,11 @@ pub enum WireError {
         "the peer does not speak Evertwin's protocol: check the address and what listens there"
     )]
     Magic,
+    /// The peer's link is secured, ours is not.
+    #[error(
+        "the peer speaks TLS, this twin does not: give both twins keys (made by `evertwin keys`), or both plaintext = true"
+    )]
+    Tls,
     /// Another version of the protocol.
     #[error(
         "the peer speaks protocol version {theirs}, this twin speaks {ours}: run releases on both hosts that are one apart at most"

@@ -12,9 +12,11 @@ use crate::support::{
 use evertwin_replicator::machine::CpuLeaf;
 use evertwin_replicator::{Difference, Ended, Error, WireError};
 
+/// How pairs talk.
+const LINKS: [fn() -> Pair; 2] = [Pair::new, Pair::plain];
+
 /// A protected pair with a wire between the twins that can be harmed.
-fn protected(world: &World) -> (Pair, Proxy, Running, Running) {
-    let mut pair = Pair::new();
+fn protected(mut pair: Pair, world: &World) -> (Pair, Proxy, Running, Running) {
     let proxy = Proxy::to(pair.listen);
     pair.dial = proxy.address;
     let a = pair.start("a", FakeVm::new(world, PAGES));
@@ -41,9 +43,13 @@ fn check_winner(pair: &Pair, world: &World, twins: [&Handle; 2]) {
 
 #[test]
 fn a_changed_byte_costs_no_more_than_the_link() {
-    for after in [0, 25, 39, 50, 4000, 5000, 9000, 20_000] {
+    let places = [0, 25, 39, 50, 4000, 5000, 9000, 20_000];
+    for (link, after) in LINKS
+        .iter()
+        .flat_map(|link| places.map(|after| (link, after)))
+    {
         let world = world();
-        let (pair, proxy, a, b) = protected(&world);
+        let (pair, proxy, a, b) = protected(link(), &world);
         proxy.corrupt_after(after);
         check_winner(&pair, &world, [&a.vm, &b.vm]);
         assert!(a.vm.running(), "a primary that is alive keeps its guest");
@@ -52,9 +58,13 @@ fn a_changed_byte_costs_no_more_than_the_link() {
 
 #[test]
 fn a_torn_epoch_is_discarded() {
-    for after in [0, 39, 41, 4200, 9000, 20_000] {
+    let places = [0, 39, 41, 4200, 9000, 20_000];
+    for (link, after) in LINKS
+        .iter()
+        .flat_map(|link| places.map(|after| (link, after)))
+    {
         let world = world();
-        let (pair, proxy, a, b) = protected(&world);
+        let (pair, proxy, a, b) = protected(link(), &world);
         proxy.cut_after(after);
         check_winner(&pair, &world, [&a.vm, &b.vm]);
     }
@@ -84,8 +94,12 @@ fn a_sync_that_is_cut_is_begun_again() {
 
 #[test]
 fn strangers_do_not_disturb_a_pair() {
+    LINKS.iter().for_each(|link| undisturbed(link()));
+}
+
+fn undisturbed(pair: Pair) {
     let world = world();
-    let (pair, _proxy, a, b) = protected(&world);
+    let (pair, _proxy, a, b) = protected(pair, &world);
     let mut strangers = Vec::new();
     for words in [
         &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n                              "[..],
@@ -93,6 +107,8 @@ fn strangers_do_not_disturb_a_pair() {
         b"EVTW\x02\0\x01\0                                     ",
         b"EVTW\x01\0\x0a\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0        ",
         b"",
+        // The heads of a record and of a ClientHello, and no more.
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
     ] {
         let mut stranger = TcpStream::connect(pair.listen).expect("a listening twin");
         stranger.write_all(words).expect("a few bytes");
@@ -116,7 +132,7 @@ fn strangers_do_not_disturb_a_pair() {
 #[test]
 fn a_dialer_tells_what_is_wrong_with_its_peer() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let mut pair = Pair::new();
+    let mut pair = Pair::plain();
     pair.dial = listener.local_addr().expect("a bound listener");
     let world = world();
     let mut other = b"EVTW\x07\0\x01\0".to_vec();

@@ -3,4 +3,5 @@
 mod hostile;
 mod operator;
 mod pair;
+mod secured;
 mod support;

@@ -10,7 +10,16 @@ use evertwin_replicator::Ended;
 
 #[test]
 fn a_pair_protects_its_guest() {
-    let (pair, world) = (Pair::new(), world());
+    protects(Pair::new());
+}
+
+#[test]
+fn a_pair_without_tls_protects_its_guest() {
+    protects(Pair::plain());
+}
+
+fn protects(pair: Pair) {
+    let world = world();
     let a = pair.start("a", FakeVm::new(&world, PAGES));
     wait_for("a boots", || a.vm.running());
     run_until_seen(&a.vm, &world, 100);
@@ -97,7 +106,13 @@ fn a_dead_standby_leaves_the_primary_solo_and_returns() {
 
 #[test]
 fn the_twins_take_turns() {
-    let (pair, world) = (Pair::new(), world());
+    for pair in [Pair::new(), Pair::plain()] {
+        take_turns(pair);
+    }
+}
+
+fn take_turns(pair: Pair) {
+    let world = world();
     let names = ["a", "b"];
     let mut primary = pair.start("a", FakeVm::new(&world, PAGES));
     for turn in 0..4 {

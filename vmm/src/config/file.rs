@@ -70,6 +70,9 @@ struct VsockEntry {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct ReplicationEntry {
+    keys: Option<PathBuf>,
+    #[serde(default)]
+    plaintext: bool,
     arbiter: Option<String>,
     epoch: Option<String>,
     heartbeat: Option<String>,
@@ -229,6 +232,7 @@ fn replication(
     let config = ReplicationConfig {
         node: node.into(),
         peer: if node == first { second } else { first }.into(),
+        keys: keys(entry, address, place)?,
         address,
         arbiter,
         epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
@@ -246,6 +250,32 @@ fn replication(
         )));
     }
     Ok(config)
+}
+
+/// Where the keys are, or none for a link that is said to need none.
+fn keys(
+    entry: Option<&ReplicationEntry>,
+    address: SocketAddr,
+    place: &dyn Fn(&Path) -> PathBuf,
+) -> Result<Option<PathBuf>, ConfigError> {
+    let keys = entry.and_then(|entry| entry.keys.as_deref());
+    let plaintext = entry.is_some_and(|entry| entry.plaintext);
+    match (keys, plaintext) {
+        (Some(keys), false) => Ok(Some(place(keys))),
+        (None, true) if address.ip().is_loopback() => Ok(None),
+        (None, true) => Err(ConfigError::Value(format!(
+            "plaintext = true is for twins on one host, with addresses such as 127.0.0.1:7700, but they meet at {address}: \
+             make keys with `evertwin keys`, and give keys = \"DIR\" in [replication]"
+        ))),
+        (Some(_), true) => Err(ConfigError::Value(
+            "keys and plaintext = true exclude each other in [replication]: remove one".into(),
+        )),
+        (None, false) => Err(ConfigError::Value(
+            "the twins have no keys: make some with `evertwin keys keys --node NAME --node NAME`, and give \
+             keys = \"keys/{node}\" in [replication]"
+                .into(),
+        )),
+    }
 }
 
 fn arbiter(text: &str, place: &dyn Fn(&Path) -> PathBuf) -> Result<ArbiterConfig, ConfigError> {
@@ -323,6 +353,7 @@ mac = "52:54:00:12:34:56"
 cid = 3
 socket = "vm-{node}.vsock"
 [replication]
+keys = "keys/{node}"
 arbiter = "file:arbiter"
 epoch = "5ms"
 [node.a]
@@ -353,6 +384,7 @@ address = "192.168.50.2:7700"
         assert_eq!(replication.peer, "a");
         assert_eq!(replication.address.to_string(), "192.168.50.1:7700");
         assert_eq!(replication.epoch, Duration::from_millis(5));
+        assert!(replication.keys.unwrap().ends_with("keys/b"));
         assert!(
             matches!(replication.arbiter, Some(ArbiterConfig::File(p)) if p.ends_with("arbiter"))
         );
@@ -374,6 +406,27 @@ address = "192.168.50.2:7700"
             endpoints("http://10.0.0.1:2379, http://[::1]:2379/"),
             etcd(&["10.0.0.1:2379", "[::1]:2379"])
         );
+    }
+
+    #[test]
+    fn a_link_without_keys_stays_on_its_host() {
+        let plain = GOOD.replace("keys = \"keys/{node}\"", "plaintext = true");
+        let error = parse(&plain, Some("b")).unwrap_err();
+        assert!(
+            error.contains("192.168.50.1:7700") && error.contains("evertwin keys"),
+            "{error}"
+        );
+        // The address of the node that listens counts, for both.
+        let other = plain.replace("192.168.50.2", "127.0.0.1");
+        parse(&other, Some("a")).unwrap_err();
+        for address in ["127.0.0.1:7700", "127.3.2.1:7700", "[::1]:7700"] {
+            let local = plain.replace("192.168.50.1:7700", address);
+            let (_, replication) = parse(&local, Some("b")).unwrap();
+            assert_eq!(replication.unwrap().keys, None);
+        }
+        for address in ["0.0.0.0:7700", "[::]:7700", "128.0.0.1:7700"] {
+            parse(&plain.replace("192.168.50.1:7700", address), Some("a")).unwrap_err();
+        }
     }
 
     #[test]
@@ -405,6 +458,11 @@ address = "192.168.50.2:7700"
             ),
             (GOOD.replace("file:arbiter", "etcd:"), "endpoint"),
             (GOOD.replace("5ms", "never"), "never"),
+            (GOOD.replace("keys = ", "# "), "evertwin keys keys --node"),
+            (
+                GOOD.replace("keys = ", "plaintext = true\nkeys = "),
+                "exclude",
+            ),
             (GOOD.replace("192.168.50.1:7700", "host"), "host"),
             (GOOD.replace("192.168.50.2:7700", "home"), "home"),
             (GOOD.replace("cmdline", "comandline"), "line 3"),

@@ -7,9 +7,13 @@ use std::time::Duration;
 use super::LabError;
 use super::process::Process;
 use super::topology::{Node, TAP, Topology};
+use crate::keys;
 
 /// The guest's MAC address.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
+
+/// Where the twins' keys are, beside the config file.
+pub const KEYS: &str = "keys";
 
 /// What the pair's config file says. The default is what the demo runs.
 #[derive(Clone, Debug)]
@@ -69,7 +73,9 @@ impl PairConfig {
         if self.disk.is_some() {
             text += "\n[[disk]]\npath = \"disk-{node}.img\"\n";
         }
-        text += &format!("\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\n");
+        text += &format!(
+            "\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\nkeys = \"{KEYS}/{{node}}\"\n"
+        );
         if let Some(arbiter) = &self.arbiter {
             text += &format!("arbiter = \"{arbiter}\"\n");
         }
@@ -89,6 +95,20 @@ impl PairConfig {
     }
 }
 
+/// Makes the keys of both nodes in a directory, as its config file has it.
+///
+/// # Errors
+/// [`LabError::Io`] naming the directory.
+pub fn make_keys(directory: &Path) -> Result<(), LabError> {
+    let directory = directory.join(KEYS);
+    let made = |error: keys::MakeKeysError| LabError::Io {
+        what: format!("making keys in {}", directory.display()),
+        source: std::io::Error::other(error),
+    };
+    let nodes = [Node::A, Node::B].map(Node::id);
+    keys::make(&directory, &nodes, true).map_err(made)
+}
+
 /// Two twins of one VM on the two hosts of a [`Topology`].
 #[derive(Debug)]
 pub struct Pair {
@@ -101,7 +121,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Writes `vm.toml` and both disks into `directory`; starts nothing. `evertwin` is the binary to run.
+    /// Writes `vm.toml`, keys and both disks into `directory`; starts nothing. `evertwin` is the binary to run.
     ///
     /// # Errors
     /// [`LabError::Io`] naming the file.
@@ -114,6 +134,7 @@ impl Pair {
         let written = |path: &Path| LabError::io(format!("writing {}", path.display()));
         let file = directory.join("vm.toml");
         fs::write(&file, config.to_toml()).map_err(written(&file))?;
+        make_keys(directory)?;
         for node in [Node::A, Node::B] {
             let path = directory.join(format!("disk-{}.img", node.name()));
             if let Some(length) = config.disk {

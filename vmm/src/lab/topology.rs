@@ -9,6 +9,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use evertwin_replicator::NodeId;
+
 use super::LabError;
 use super::namespace::NetNamespace;
 
@@ -38,6 +40,15 @@ impl Node {
             Self::A => "a",
             Self::B => "b",
         }
+    }
+
+    /// The same as the replicator has it.
+    ///
+    /// # Panics
+    /// Never: both names are valid.
+    #[must_use]
+    pub fn id(self) -> NodeId {
+        self.name().parse().expect("a short name of letters")
     }
 
     /// The node's address on the replication link.

@@ -1,18 +1,21 @@
 //! What the tests of twins share.
 
+pub(crate) mod keys;
 pub(crate) mod machine;
 pub(crate) mod proxy;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Notes, Record};
 use evertwin_replicator::control::{Command, Controller, Outcome, control};
+use evertwin_replicator::tls::{Keys, Security};
 use evertwin_replicator::{Config, Ended, Error, NodeId};
+use keys::Authority;
 use machine::{FakeVm, Handle, World};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -69,23 +72,47 @@ impl Drop for Running {
     }
 }
 
-/// Two nodes, an address between them and perhaps an arbiter.
+/// Two nodes, an address between them, keys and perhaps an arbiter.
 pub(crate) struct Pair {
     pub directory: tempfile::TempDir,
     pub listen: SocketAddr,
     pub dial: SocketAddr,
     pub arbiter: bool,
+    /// Nodes without TLS.
+    pub plaintext: Vec<&'static str>,
+    /// Nodes that show the keys of others.
+    pub posing: Vec<(&'static str, &'static str)>,
 }
 
 impl Pair {
     pub(crate) fn new() -> Self {
         let listen = free_address();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let authority = Authority::new();
+        for node in ["a", "b", "c"] {
+            authority.certify(node, &keys_of(directory.path(), node));
+        }
         Self {
-            directory: tempfile::tempdir().expect("a temporary directory"),
+            directory,
             listen,
             dial: listen,
             arbiter: true,
+            plaintext: Vec::new(),
+            posing: Vec::new(),
         }
+    }
+
+    /// A pair without TLS.
+    pub(crate) fn plain() -> Self {
+        Self {
+            plaintext: vec!["a", "b"],
+            ..Self::new()
+        }
+    }
+
+    /// Where the keys of a node are.
+    pub(crate) fn keys(&self, node: &str) -> PathBuf {
+        keys_of(self.directory.path(), node)
     }
 
     pub(crate) fn record(&self) -> Option<Record> {
@@ -101,10 +128,21 @@ impl Pair {
         let node: NodeId = name.parse().expect("a valid name");
         let peer = if name == "a" { "b" } else { "a" };
         let (controller, control) = control().expect("a descriptor to spare");
+        let peer: NodeId = peer.parse().expect("a valid name");
+        let security = if self.plaintext.contains(&name) {
+            Security::Plaintext
+        } else {
+            let posing = self.posing.iter().find(|entry| entry.0 == name);
+            let shown = posing.map_or(name, |entry| entry.1);
+            let as_whom = shown.parse().expect("a valid name");
+            let (keys, _) = Keys::load(&self.keys(shown), as_whom, peer).expect("good keys");
+            Security::Tls(keys)
+        };
         let config = Config {
             node,
-            peer: peer.parse().expect("a valid name"),
+            peer,
             address: if name == "a" { self.listen } else { self.dial },
+            security,
             epoch: Duration::from_millis(5),
             heartbeat: Duration::from_millis(20),
             timeout: TIMEOUT,
@@ -157,6 +195,10 @@ fn break_on_purpose() {
         static SCENARIO: std::sync::Once = std::sync::Once::new();
         SCENARIO.call_once(|| std::mem::forget(fail::FailScenario::setup()));
     }
+}
+
+fn keys_of(directory: &Path, node: &str) -> PathBuf {
+    directory.join(format!("keys-{node}"))
 }
 
 fn file(directory: &Path) -> FileArbiter {

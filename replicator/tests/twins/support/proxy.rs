@@ -19,7 +19,7 @@ struct State {
     partitioned: AtomicBool,
     /// Connections stay open, but nothing passes.
     stalled: AtomicBool,
-    /// From the listener to the dialer, so many bytes pass and the next is changed.
+    /// From the listener to the dialer, so many bytes pass and the next are changed.
     /// Negative: never.
     corrupt_after: AtomicI64,
     /// The same, but then the connection is cut.
@@ -68,7 +68,7 @@ impl Proxy {
         self.state.stalled.store(on, Ordering::SeqCst);
     }
 
-    /// Changes the byte after the next `bytes` bytes from the listener.
+    /// Changes what comes after the next `bytes` bytes from the listener.
     pub(crate) fn corrupt_after(&self, bytes: i64) {
         self.state.corrupt_after.store(bytes, Ordering::SeqCst);
     }
@@ -126,7 +126,13 @@ fn copy(mut from: TcpStream, mut to: TcpStream, watched: bool, state: &State) {
         let mut pass = len;
         if watched {
             if let Some(at) = due(&state.corrupt_after, len) {
+                // Two, since nobody looks at one of the bytes before a record of TLS.
                 buffer[at] ^= 0x40;
+                buffer[if at + 1 < len {
+                    at + 1
+                } else {
+                    at.saturating_sub(1)
+                }] ^= 0x80;
             }
             if let Some(at) = due(&state.cut_after, len) {
                 pass = at;
