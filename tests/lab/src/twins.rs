@@ -1,8 +1,11 @@
 //! The guest and its two monitors.
 
 use evertwin::lab::events::Line;
+use evertwin::lab::pair::{KEYS, make_keys};
+use evertwin_replicator::tls::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE};
 use rustix::process::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
@@ -12,6 +15,9 @@ use crate::network::{ARBITER, GUEST, GUEST_MAC};
 /// Where a host keeps the guest's own disk, and how Debian's tools see it.
 const DATA_DISK: &str = "/disk/data.img";
 const DATA_DISK_FOR_TOOLS: &str = "/mnt/data.img";
+
+/// Where a host has the keys of its node.
+const HOST_KEYS: &str = "/keys";
 
 /// Where a host has the guest's vsock, and how Debian's tools see it.
 const VSOCK: &str = "/debian/tmp/vm.vsock";
@@ -84,7 +90,7 @@ impl VmFile {
         if self.protected {
             // Emulated hosts are slow and share two processors: nothing is dead because it is late.
             text += &format!(
-                "[replication]\narbiter = \"etcd:http://{ARBITER}\"\n\
+                "[replication]\nkeys = \"{HOST_KEYS}\"\narbiter = \"etcd:http://{ARBITER}\"\n\
                  epoch = \"200ms\"\nheartbeat = \"500ms\"\ntimeout = \"3s\"\n\
                  [node.a]\naddress = \"192.168.50.1:7700\"\n[node.b]\naddress = \"192.168.50.2:7700\"\n"
             );
@@ -97,19 +103,24 @@ impl VmFile {
 #[derive(Debug)]
 pub struct Twins {
     file: VmFile,
+    /// Where the keys of both nodes were made.
+    keys: TempDir,
     a: Option<RemoteProcess>,
     b: Option<RemoteProcess>,
     starts: u32,
 }
 
 impl Twins {
-    /// Starts the arbiter if one is needed, and puts `vm.toml` and the guest's disk on the hosts.
+    /// Starts the arbiter if one is needed, and puts `vm.toml`, the keys and the guest's disk on the hosts.
     ///
     /// # Errors
     /// A host refuses.
     pub fn prepare(lab: &Lab, file: VmFile) -> Result<Self, LabError> {
+        let keys = tempfile::tempdir().map_err(LabError::io("making a directory for keys"))?;
+        make_keys(keys.path())?;
         let twins = Self {
             file,
+            keys,
             a: None,
             b: None,
             starts: 0,
@@ -129,6 +140,9 @@ impl Twins {
     pub fn place_files(&self, lab: &Lab, host: HostName) -> Result<(), LabError> {
         let on = lab.host(host);
         on.write("/vm.toml", &self.file.to_toml(), 0o644)?;
+        if self.file.protected {
+            self.place_keys(lab, host)?;
+        }
         let Some(mib) = self.file.data_mib else {
             return Ok(());
         };
@@ -148,6 +162,21 @@ impl Twins {
                 "size=4",
                 DATA_DISK_FOR_TOOLS,
             ])?;
+        }
+        Ok(())
+    }
+
+    fn place_keys(&self, lab: &Lab, host: HostName) -> Result<(), LabError> {
+        let made = self.keys.path().join(KEYS).join(host.as_str());
+        for (name, mode) in [
+            (AUTHORITY_FILE, 0o644),
+            (CERTIFICATE_FILE, 0o644),
+            (KEY_FILE, 0o600),
+        ] {
+            let text = std::fs::read_to_string(made.join(name))
+                .map_err(LabError::io(format!("reading the keys of {host}")))?;
+            lab.host(host)
+                .write(&format!("{HOST_KEYS}/{name}"), &text, mode)?;
         }
         Ok(())
     }
