@@ -3,5 +3,6 @@
 mod hostile;
 mod operator;
 mod pair;
+mod previous;
 mod secured;
 mod support;
