@@ -4,7 +4,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test test-native test-lab demo demo-native demo-lab bench guest-debian lab lab-build lint fmt sabotage lab-sabotage deps clean
+.PHONY: help build test test-native test-lab demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -39,12 +39,16 @@ bench: build lab-build ## the figures: pause, delay, blackout, boot, memory
 guest-debian: ## a Debian guest (kernel, initrd, root image) from Debian's packages, in target/guest-debian (root)
 	@guest-images/debian/build
 
-lab: build lab-build ## emulated hosts are powered off, frozen and cut off; NAME="scenario..." runs some (root)
+lab: build lab-build lab-previous ## emulated hosts are powered off, frozen and cut off; NAME="scenario..." runs some (root)
 	@$(LAB) $(NAME)
 
 lab-build: guest-debian
 	@tests/install-deps lab
 	@$(CARGO) build --release --locked --package evertwin-lab
+
+# An upgrade starts from twins of the previous protocol.
+lab-previous:
+	@$(CARGO) build --release --locked --package evertwin --features previous-protocol --target-dir target/previous
 
 lint: ## formatting and lints only
 	$(CARGO) fmt --all --check

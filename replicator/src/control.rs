@@ -50,8 +50,10 @@ pub enum NotDone {
     /// It can't be now.
     #[error("{}", reason(*.0))]
     Refused(Refusal),
-    /// The peer speaks a version of the protocol without it.
-    #[error("the peer's release can't take a guest over: upgrade it first")]
+    /// One of the twins speaks a version of the protocol without it.
+    #[error(
+        "one of the two releases can't exchange roles yet: upgrade the standby, and then stop the primary"
+    )]
     PeerTooOld,
     /// Another command is being obeyed.
     #[error("another command is under way: see `evertwin status`")]

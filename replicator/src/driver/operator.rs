@@ -8,7 +8,7 @@ use super::Driver;
 use crate::config::Error;
 use crate::control::{Asked, NotDone, Outcome, TwinStatus};
 use crate::ring::Op;
-use crate::wire::HAND_OVER;
+use crate::wire::{HAND_OVER, VERSION};
 
 /// A command that is being obeyed.
 pub(super) struct Pending {
@@ -41,7 +41,7 @@ impl Driver<'_> {
             && self.twin.role() == Role::Protected;
         let refused = if self.pending.is_some() {
             Some(NotDone::Busy)
-        } else if hands_over && self.peer_version < HAND_OVER {
+        } else if hands_over && self.peer_version.min(VERSION) < HAND_OVER {
             Some(NotDone::PeerTooOld)
         } else {
             None

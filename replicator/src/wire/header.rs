@@ -9,7 +9,11 @@ pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 /// The newest version of the protocol that this build speaks. A frame carries the version that
 /// brought its kind, so that twins of neighbouring versions understand each other in all that
 /// both know.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = if cfg!(feature = "previous-protocol") {
+    2
+} else {
+    3
+};
 
 /// The oldest version that this build speaks.
 pub(crate) const OLDEST: u16 = 2;

@@ -32,6 +32,8 @@ const DRIVERS: &[&str] = &[
 pub struct Artifacts {
     /// The monitor under test.
     pub evertwin: PathBuf,
+    /// One that speaks the previous version of the protocol, if a scenario upgrades from it.
+    pub previous: Option<PathBuf>,
     /// The hosts' process 1.
     pub agent: PathBuf,
     /// The emulator, and options that come before the lab's own.
@@ -64,7 +66,12 @@ impl Artifacts {
     ///
     /// # Errors
     /// [`LabError::NotBuilt`] naming what is missing and the command that builds it.
-    pub fn find(target: &Path, evertwin: Option<PathBuf>, qemu: &str) -> Result<Self, LabError> {
+    pub fn find(
+        target: &Path,
+        evertwin: Option<PathBuf>,
+        upgrades: bool,
+        qemu: &str,
+    ) -> Result<Self, LabError> {
         let release = target.join("x86_64-unknown-linux-gnu/release");
         let guest = |name: &str| built(target.join("guest-debian").join(name), "make guest-debian");
         Ok(Self {
@@ -72,6 +79,10 @@ impl Artifacts {
                 evertwin.unwrap_or_else(|| release.join("evertwin")),
                 "make build",
             )?,
+            previous: upgrades
+                .then(|| target.join("previous/x86_64-unknown-linux-gnu/release/evertwin"))
+                .map(|path| built(path, "make lab"))
+                .transpose()?,
             agent: built(release.join("lab-agent"), "make lab")?,
             qemu: qemu.split_whitespace().map(str::to_owned).collect(),
             busybox: built("/bin/busybox".into(), "apt-get install busybox-static")?,
@@ -104,6 +115,9 @@ impl Artifacts {
             ("guest/initrd", &self.guest.initrd),
         ] {
             archive.file(name, &read(file)?)?;
+        }
+        if let Some(previous) = &self.previous {
+            archive.file("evertwin-previous", &read(previous)?)?;
         }
         let mut order = String::new();
         for module in Modules::read(&self.guest.modules)?.in_order(DRIVERS)? {
@@ -260,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_named_with_the_command_that_builds_it() {
-        let error = Artifacts::find(Path::new("/nowhere"), None, "qemu").unwrap_err();
+        let error = Artifacts::find(Path::new("/nowhere"), None, false, "qemu").unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("/nowhere") && text.contains("make build"),

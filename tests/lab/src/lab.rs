@@ -52,6 +52,8 @@ pub struct LabOptions {
     pub memory_mib: u32,
     /// Whether there is a second host for a twin.
     pub twins: bool,
+    /// Whether hosts have the previous monitor, too.
+    pub upgrades: bool,
 }
 
 /// A lab that is up and running. Dropping it cuts the power of all hosts.

@@ -74,7 +74,8 @@ fn run(cli: Cli) -> Result<ExitCode, LabError> {
     let scenarios = selection.scenarios()?;
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
     let target = target.canonicalize().unwrap_or(target);
-    let artifacts = Artifacts::find(&target, cli.evertwin, &cli.qemu)?;
+    let upgrades = scenarios.iter().any(|scenario| scenario.options.upgrades);
+    let artifacts = Artifacts::find(&target, cli.evertwin, upgrades, &cli.qemu)?;
     let run = Run::new(&target, artifacts, Duration::from_secs(cli.patience))?;
     end_on_signals(run.sockets());
     if !cli.in_host.is_empty() {

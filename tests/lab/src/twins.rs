@@ -108,6 +108,7 @@ pub struct Twins {
     a: Option<RemoteProcess>,
     b: Option<RemoteProcess>,
     starts: u32,
+    program: &'static str,
 }
 
 impl Twins {
@@ -124,6 +125,7 @@ impl Twins {
             a: None,
             b: None,
             starts: 0,
+            program: "/evertwin",
         };
         twins.place_files(lab, HostName::A)?;
         if twins.file.protected {
@@ -181,12 +183,21 @@ impl Twins {
         Ok(())
     }
 
+    /// Starts the previous monitor from now on, or this one.
+    pub fn use_previous(&mut self, previous: bool) {
+        self.program = if previous {
+            "/evertwin-previous"
+        } else {
+            "/evertwin"
+        };
+    }
+
     /// Starts the monitor on a host as a user would.
     ///
     /// # Errors
     /// It can't be started.
     pub fn start(&mut self, lab: &mut Lab, host: HostName) -> Result<RemoteProcess, LabError> {
-        let mut argv = vec!["/evertwin", "run", "/vm.toml", "--log-format", "json"];
+        let mut argv = vec![self.program, "run", "/vm.toml", "--log-format", "json"];
         if self.file.protected {
             argv.extend(["--node", host.as_str()]);
         }

@@ -30,12 +30,14 @@ pub struct Scenario {
 const SMALL: LabOptions = LabOptions {
     memory_mib: 512,
     twins: true,
+    upgrades: false,
 };
 
 /// Hosts for a Debian guest.
 const LARGE: LabOptions = LabOptions {
     memory_mib: 1024,
     twins: true,
+    upgrades: false,
 };
 
 /// One host for a Debian guest.
@@ -125,6 +127,16 @@ pub const SCENARIOS: &[Scenario] = &[
         quick: false,
         options: SMALL,
         run: roles::far_apart,
+    },
+    Scenario {
+        name: "pico-upgrade",
+        about: "twins of the previous protocol are replaced, one at a time, by twins of this one, under load",
+        quick: false,
+        options: LabOptions {
+            upgrades: true,
+            ..SMALL
+        },
+        run: roles::upgrade,
     },
     Scenario {
         name: "pico-arbiter-lost",

@@ -11,15 +11,24 @@ use HostName::{A, B};
 
 /// A protected guest on both hosts, under load, every write on its disk before it is answered.
 pub(super) fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
-    let file = VmFile {
+    let twins = Twins::prepare(lab, small())?;
+    with_load(lab, twins)
+}
+
+/// The guest that all of these have.
+pub(super) fn small() -> VmFile {
+    VmFile {
         kernel: Kernel::Pico("workload=kv ip=10.77.0.2/24 log=vda".to_owned()),
         memory_mib: 64,
         vcpus: 1,
         data_mib: Some(16),
         vsock: false,
         protected: true,
-    };
-    let mut twins = Twins::prepare(lab, file)?;
+    }
+}
+
+/// Starts the twins and puts the guest under load.
+pub(super) fn with_load(lab: &mut Lab, mut twins: Twins) -> Result<(Twins, Judge), LabError> {
     twins.start_protected(lab, "pico: ready")?;
     let judge = Judge::start(lab, 4)?;
     judge.await_more(100)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::pico::under_load;
+use super::pico::{small, under_load, with_load};
 use crate::error::{LabError, demand};
 use crate::host::Ended;
 use crate::lab::{HostName, Lab};
@@ -69,6 +69,33 @@ pub(super) fn far_apart(lab: &mut Lab) -> Result<(), LabError> {
     lab.host_mut(B).power_off();
     twins.on(A).await_event_since(before, "promoted")?;
     judge.await_more(50)?;
+    judge.demand_clean(lab).map(drop)
+}
+
+pub(super) fn upgrade(lab: &mut Lab) -> Result<(), LabError> {
+    let mut twins = Twins::prepare(lab, small())?;
+    twins.use_previous(true);
+    let (mut twins, judge) = with_load(lab, twins)?;
+    twins.use_previous(false);
+    // The standby first.
+    let before = twins.on(A).log().len();
+    twins.crash(lab, B)?;
+    twins.start(lab, B)?;
+    twins.on(A).await_event_since(before, "protected")?;
+    judge.await_more(100)?;
+    let refused = twins.operate(lab, A, &["switchover"]);
+    demand!(
+        matches!(&refused, Err(LabError::Command { message, .. }) if message.contains("upgrade")),
+        "a switchover that the primary's release does not know: {refused:?}"
+    );
+    twins.crash(lab, A)?;
+    twins.on(B).await_event("promoted")?;
+    judge.await_more(100)?;
+    twins.start(lab, A)?;
+    twins.on(B).await_event("protected")?;
+    judge.await_more(100)?;
+    switch_over(lab, &twins, B, A)?;
+    judge.await_more(100)?;
     judge.demand_clean(lab).map(drop)
 }
 
