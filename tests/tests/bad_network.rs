@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use evertwin::lab::client::LoadOptions;
 use evertwin::lab::events::{Line, NoLine};
-use evertwin::lab::pair::PairConfig;
+use evertwin::lab::pair::{PairConfig, make_keys};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::Node;
 use evertwin_tests::lab::{SLOW, STEP, evertwin_binary};
@@ -216,6 +216,40 @@ fn a_peer_with_another_vm_is_refused_by_name() {
             !status.success() && last.contains(named),
             "{status}: {last}"
         );
+    }
+    assert!(stage.twin(Node::A).is_running());
+}
+
+#[test]
+fn a_twin_with_the_keys_of_another_pair_is_refused() {
+    let mut stage = Stage::new(&diskless());
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for(Node::A, "guest running");
+    std::fs::create_dir(stage.lab.path("other")).unwrap();
+    make_keys(&stage.lab.path("other")).unwrap();
+    let config = std::fs::read_to_string(stage.lab.path("vm.toml")).unwrap();
+    // Those of another pair, and those of the peer itself under this node's name.
+    for (keys, words) in [
+        (
+            "other/keys/{node}",
+            &["not from this pair's CA", "evertwin keys"][..],
+        ),
+        ("keys/a", &["keys/a/node.crt", "another node"]),
+    ] {
+        let other = config.replace("keys/{node}", keys);
+        assert_ne!(other, config);
+        std::fs::write(stage.lab.path("other.toml"), other).unwrap();
+        let mut command = stage.pair.topology.b.command(evertwin_binary());
+        command
+            .args(["run", "other.toml", "--node", "b"])
+            .current_dir(stage.lab.directory());
+        let mut b = Process::start(command, "b", stage.lab.directory()).unwrap();
+        let status = b.wait_for_exit(STEP).unwrap();
+        let last = b.log().lines().pop().unwrap().text;
+        assert!(!status.success(), "{status}: {last}");
+        for word in words {
+            assert!(last.contains(word), "{word:?} is not in {last:?}");
+        }
     }
     assert!(stage.twin(Node::A).is_running());
 }

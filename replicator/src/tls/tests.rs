@@ -141,6 +141,26 @@ fn frames_pass_both_ways_and_whole() {
 }
 
 #[test]
+fn nothing_is_in_the_clear() {
+    let (a, b) = pair();
+    let (mut client, mut server) = ends(&b, &a);
+    let secret = b"what the guest's memory holds";
+    let mut wire = Vec::new();
+    for _ in 0..4 {
+        for end in [&mut client, &mut server] {
+            end.queue.push_bulk(Frame::new(Kind::State, 1, 1, secret));
+        }
+        let (there, back) = (client.send(), server.send());
+        server.receive(&there, usize::MAX);
+        client.receive(&back, usize::MAX);
+        wire.extend([there, back].concat());
+    }
+    assert!(!client.frames.is_empty() && !server.frames.is_empty());
+    let seen = wire.windows(secret.len()).any(|bytes| bytes == secret);
+    assert!(!seen, "among {} bytes", wire.len());
+}
+
+#[test]
 fn nothing_is_sealed_before_the_peer_has_proved_who_it_is() {
     let (a, b) = pair();
     let (mut client, mut server) = ends(&b, &a);
