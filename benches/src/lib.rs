@@ -6,6 +6,7 @@
 pub mod blackout;
 pub mod boot;
 pub mod delay;
+pub mod link;
 pub mod memory;
 pub mod pause;
 pub mod report;

@@ -3,16 +3,18 @@
 use std::process::ExitCode;
 
 use evertwin_benches::report::Row;
-use evertwin_benches::{blackout, boot, delay, memory, pause, stock_boot, switchover};
+use evertwin_benches::{blackout, boot, delay, link, memory, pause, stock_boot, switchover};
 
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 9] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
     ("switchover", switchover::run),
+    ("link-plain", link::plain),
+    ("link-tls", link::tls),
     ("boot", boot::run),
     ("memory", memory::run),
     ("stock-boot", stock_boot::run),

@@ -12,6 +12,8 @@ mod driver;
 pub mod machine;
 mod network;
 mod ring;
+#[cfg(feature = "measure")]
+pub mod throughput;
 pub mod tls;
 mod wire;
 

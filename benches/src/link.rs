@@ -1,0 +1,85 @@
+//! What the replication link carries over the loopback, in plaintext and with TLS.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use evertwin::lab::pair::{KEYS, make_keys};
+use evertwin::lab::topology::Node;
+use evertwin_replicator::throughput::carry;
+use evertwin_replicator::tls::{Keys, Security};
+
+use crate::report::{Row, Samples, Target};
+
+const BYTES: u64 = 1 << 30;
+const RUNS: usize = 7;
+/// As much as the link gives to the kernel, and takes from it, at once.
+const CHUNK: usize = 512 << 10;
+
+/// Measures a link in plaintext.
+#[must_use]
+pub fn plain() -> Row {
+    let name = "1 GiB over the link, in plaintext";
+    row(name, Security::Plaintext, Security::Plaintext)
+}
+
+/// Measures a link with TLS.
+#[must_use]
+pub fn tls() -> Row {
+    let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("keys: {error}"));
+    make_keys(directory.path()).unwrap_or_else(|error| panic!("{error}"));
+    let [a, b] = [Node::A, Node::B].map(|node| {
+        let place = directory.path().join(KEYS).join(node.name());
+        let loaded = Keys::load(&place, node.id(), node.peer().id());
+        Security::Tls(loaded.unwrap_or_else(|error| panic!("{error}")).0)
+    });
+    row("1 GiB over the link, with TLS", b, a)
+}
+
+fn row(name: &str, dials: Security, accepts: Security) -> Row {
+    let (mut link, mut socket) = (Samples::default(), Samples::default());
+    for _ in 0..RUNS {
+        let carried = carry(BYTES, &dials, &accepts);
+        let (time, bytes) = carried.unwrap_or_else(|error| panic!("{name}: {error}"));
+        link.add(time.mul_f64(BYTES as f64 / bytes as f64));
+        socket.add(raw().unwrap_or_else(|error| panic!("loopback: {error}")));
+    }
+    let rate = |samples: &Samples| BYTES as f64 / samples.us(50.0) / 1e3;
+    let detail = format!(
+        "{:.2} GB/s, {:.0} % of the {:.2} GB/s of a raw socket",
+        rate(&link),
+        100.0 * rate(&link) / rate(&socket),
+        rate(&socket)
+    );
+    Row::new(
+        name,
+        &link,
+        ("the same bytes over a raw loopback socket", &socket),
+        Target::Within(Duration::from_secs(1)),
+        vec![detail],
+    )
+}
+
+/// The time that the bytes take over a socket of the loopback, from the first read on.
+fn raw() -> std::io::Result<Duration> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut stream = TcpStream::connect(listener.local_addr()?)?;
+    let (mut accepted, _) = listener.accept()?;
+    let sender = thread::spawn(move || {
+        let chunk = vec![1; CHUNK];
+        for _ in 0..BYTES / CHUNK as u64 {
+            stream.write_all(&chunk)?;
+        }
+        std::io::Result::Ok(())
+    });
+    let mut buffer = vec![0; CHUNK];
+    accepted.read_exact(&mut buffer[..1])?;
+    let begun = Instant::now();
+    while accepted.read(&mut buffer)? > 0 {}
+    let time = begun.elapsed();
+    sender
+        .join()
+        .map_err(|_| std::io::Error::other("the sender panicked"))??;
+    Ok(time)
+}
