@@ -35,6 +35,7 @@ fn one() -> Result<StockBoot, LabError> {
     let artifacts = Artifacts::find(
         Path::new("target"),
         Some(evertwin_binary()),
+        false,
         "qemu-system-x86_64",
     )?;
     let run = Run::new(Path::new("target"), artifacts, Duration::from_secs(600))?;
