@@ -37,6 +37,10 @@ pub(crate) struct Context {
     pub(crate) retry_at: Option<Time>,
     /// The state closed the link and has yet to be told that it is gone.
     pub(crate) closed: bool,
+    /// Questions that the arbiter has yet to answer, in order.
+    pub(crate) asked: u32,
+    /// How many of these nobody waits for any more.
+    pub(crate) void: u32,
     /// Generation put on what this twin says.
     pub(crate) generation: u64,
 }
@@ -52,7 +56,22 @@ impl Context {
 
     pub(crate) fn ask(&mut self, request: Request) {
         self.retry_at = None;
+        self.drop_questions();
+        self.asked += 1;
         self.act(Action::Ask(request));
+    }
+
+    /// An answer to what was asked up to now says what was, perhaps before this state began.
+    pub(crate) fn drop_questions(&mut self) {
+        self.void = self.asked;
+    }
+
+    /// The arbiter has answered. True if somebody waits for that.
+    pub(crate) fn answered(&mut self) -> bool {
+        self.asked = self.asked.saturating_sub(1);
+        let awaited = self.void == 0;
+        self.void = self.void.saturating_sub(1);
+        awaited
     }
 
     /// Has the arbiter asked again later.

@@ -24,6 +24,7 @@ impl Standby {
     /// A full sync starts: whatever was held before is void.
     pub(crate) fn begin(cx: &mut Context, generation: u64) -> State {
         cx.generation = generation;
+        cx.drop_questions();
         cx.act(Action::Expect(generation));
         State::Standby(Self(Held::Parts))
     }

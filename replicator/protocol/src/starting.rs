@@ -76,8 +76,9 @@ impl Starting {
                 Phase::Claiming(new),
                 Event::Answer(Answer::Lost(record) | Answer::Record(record)),
             ) => {
-                if record == Some(new) {
-                    // A claim of ours whose answer was lost.
+                // A claim of ours whose answer was lost. A first record may be of an earlier
+                // life, though: then it had only vanished for a while, and is claimed anew.
+                if record == Some(new) && new.generation > 1 {
                     boot(cx, new.generation)
                 } else {
                     decide(cx, record)
@@ -96,6 +97,18 @@ impl Starting {
                 if record.releaser == cx.config.node =>
             {
                 claim(cx, Some(record))
+            }
+            // Perhaps what was read was no record, or is old: then nobody else would say who boots.
+            (phase @ Phase::Waiting(_), Event::Peer(Status::Cold) | Event::Retry)
+                if cx.config.arbiter =>
+            {
+                cx.ask(Request::Read);
+                State::Starting(Self(phase))
+            }
+            (Phase::Waiting(_), Event::Answer(Answer::Record(record))) => decide(cx, record),
+            (phase @ Phase::Waiting(_), Event::Answer(_)) => {
+                cx.back_off();
+                State::Starting(Self(phase))
             }
             (Phase::Waiting(_), Event::Message(envelope))
                 if envelope.message == Message::SyncBegin =>
@@ -123,7 +136,12 @@ fn decide(cx: &mut Context, record: Option<Record>) -> State {
             claim(cx, Some(record))
         }
         // The peer runs the guest, or may hold an epoch newer than anything here.
-        _ => Starting::wait(cx, record),
+        _ => {
+            if cx.config.arbiter && (record.is_none() || cx.link.peer() == Some(Status::Cold)) {
+                cx.retry();
+            }
+            Starting::wait(cx, record)
+        }
     }
 }
 

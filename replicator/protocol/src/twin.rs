@@ -25,6 +25,8 @@ impl Twin {
             actions: Default::default(),
             retry_at: None,
             closed: false,
+            asked: 0,
+            void: 0,
             generation: 0,
         };
         Self {
@@ -51,7 +53,8 @@ impl Twin {
             Input::LinkFault => self.link_gone(Event::LinkFaulty),
             Input::Heard => self.heard(),
             Input::Received(envelope) => self.receive(envelope),
-            Input::Arbiter(answer) => self.step(Event::Answer(answer)),
+            Input::Arbiter(answer) if self.cx.answered() => self.step(Event::Answer(answer)),
+            Input::Arbiter(_) => {}
             Input::RoundSent => self.step(Event::RoundSent),
             Input::Harvested(pages) => self.step(Event::Harvested(pages)),
             Input::Captured { epoch, idle } => self.step(Event::Captured { epoch, idle }),

@@ -53,6 +53,65 @@ fn two_cold_twins_boot_where_the_right_was() {
 }
 
 #[test]
+fn a_record_that_was_not_there_is_looked_for_again() {
+    let record = Record::protected(4, node("a"), node("b"));
+    let mut bench = Bench::new("b", true);
+    bench.give(Input::Start);
+    let read = [Action::Ask(Request::Read)];
+    // It had only vanished for a while.
+    assert!(bench.give(Input::Arbiter(Answer::Record(None))).is_empty());
+    assert_eq!(bench.pass_retry(), read);
+    assert!(bench.give(Input::Arbiter(Answer::Failed)).is_empty());
+    assert_eq!(bench.pass_retry(), read);
+    // What names a standby is waited with; nothing more is asked before the peer is heard.
+    let answer = Answer::Record(Some(record));
+    assert!(bench.give(Input::Arbiter(answer)).is_empty());
+    assert!(bench.pass_retry().is_empty());
+    // A cold peer does not know who boots either.
+    bench.give(Input::LinkUp);
+    let actions = bench.hear(0, 0, Message::Hello(Status::Cold));
+    assert!(actions.contains(&read[0]), "{actions:?}");
+    let newer = Record::protected(5, node("b"), node("a"));
+    let actions = bench.give(Input::Arbiter(Answer::Record(Some(newer))));
+    assert_eq!(
+        actions,
+        [swap(Some(newer), Record::solo(6, node("b")))],
+        "R3"
+    );
+}
+
+#[test]
+fn a_first_record_of_an_earlier_life_is_no_right() {
+    let mut bench = Bench::new("a", true);
+    bench.give(Input::Start);
+    let actions = bench.give(Input::Arbiter(Answer::Record(None)));
+    assert_eq!(actions, [swap(None, claimed())]);
+    let actions = bench.give(Input::Arbiter(Answer::Lost(Some(claimed()))));
+    let next = Record::solo(2, node("a"));
+    assert_eq!(actions, [swap(Some(claimed()), next)]);
+}
+
+#[test]
+fn an_answer_to_what_was_asked_before_a_sync_is_ignored() {
+    let mut bench = Bench::new("b", true);
+    bench.give(Input::Start);
+    bench.give(Input::Arbiter(Answer::Record(None)));
+    bench.give(Input::LinkUp);
+    bench.hear(0, 0, Message::Hello(Status::Cold));
+    // It reads the record, and meanwhile the peer boots and fills it.
+    bench.hear(1, 0, Message::SyncBegin);
+    bench.hear(1, 1, Message::Epoch);
+    let named = Record::protected(1, node("a"), node("b"));
+    let promotion = swap(Some(named), Record::solo(2, node("b")));
+    assert_eq!(bench.give(Input::LinkDown), [promotion]);
+    let other = Answer::Record(Some(Record::solo(7, node("a"))));
+    assert!(bench.give(Input::Arbiter(other)).is_empty());
+    assert_eq!(bench.role(), Role::Promoting, "its epoch is kept");
+    let actions = bench.give(Input::Arbiter(Answer::Won));
+    assert_eq!(actions, [Action::OpenOutput, Action::Promote]);
+}
+
+#[test]
 fn a_claim_that_the_arbiter_did_not_take_is_made_again() {
     let record = Record::protected(4, node("a"), node("b"));
     let claim = swap(Some(record), Record::solo(5, node("a")));
