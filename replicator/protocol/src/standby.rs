@@ -94,8 +94,13 @@ impl Standby {
                 cx.report(Report::NotPromoting);
                 State::Standby(self)
             }
-            // The primary was started anew and waits for whoever holds its guest: this twin.
-            (Event::Peer(Status::Cold), Held::Epoch { named: true, .. }) if !cx.config.arbiter => {
+            // The primary was started anew and waits for whoever holds its guest: this twin, even
+            // if it was not told any more that it is named: who noted nobody boots by itself.
+            (Event::Peer(Status::Cold), Held::Epoch { named, .. })
+                if !cx.config.arbiter
+                    && (cx.link.peer_generation() == cx.generation
+                        || named && cx.link.peer_generation() <= cx.generation) =>
+            {
                 Self::without_arbiter(cx)
             }
             _ => State::Standby(self),

@@ -31,6 +31,8 @@ impl Starting {
             State::Starting(Self(Phase::Reading))
         } else {
             let noted = cx.config.noted;
+            // The peer is told, so that of two notes the newer one counts.
+            cx.generation = noted.map_or(0, |record| record.generation);
             decide(cx, noted)
         }
     }
@@ -94,7 +96,8 @@ impl Starting {
             }
             // Both are cold, so nothing live is left to protect: who had the right boots.
             (Phase::Waiting(Some(record)), Event::Peer(Status::Cold))
-                if record.releaser == cx.config.node =>
+                if record.releaser == cx.config.node
+                    && (cx.config.arbiter || cx.link.peer_generation() <= record.generation) =>
             {
                 claim(cx, Some(record))
             }

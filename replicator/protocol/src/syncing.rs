@@ -4,6 +4,7 @@ use crate::context::{Context, Right};
 use crate::event::{Action, End, Message, Report};
 use crate::holding::Holding;
 use crate::protected::Protected;
+use crate::record::Record;
 use crate::solo::Solo;
 use crate::state::{Event, State, out_of_place};
 
@@ -20,7 +21,13 @@ pub(crate) struct Syncing {
 }
 
 impl Syncing {
-    pub(crate) fn begin(cx: &mut Context, right: Right, gated: bool) -> State {
+    pub(crate) fn begin(cx: &mut Context, mut right: Right, gated: bool) -> State {
+        // Without an arbiter: the peer had the guest later, but has lost it.
+        if !cx.config.arbiter && cx.link.peer_generation() > right.generation {
+            right = Right::new(cx.link.peer_generation() + 1);
+            cx.generation = right.generation;
+            cx.note(Record::solo(right.generation, cx.config.node));
+        }
         cx.report(Report::Syncing(right.generation));
         cx.act(Action::StartTracking);
         cx.send(Message::SyncBegin, 0);

@@ -252,3 +252,40 @@ fn without_an_arbiter_the_older_generation_gives_way() {
     let actions = bench.hear(2, 0, Message::Hello(Status::Primary));
     assert!(matches!(actions[..], [Action::Close(_)]), "{actions:?}");
 }
+
+#[test]
+fn of_two_cold_twins_without_an_arbiter_the_newer_note_counts() {
+    let (a, b) = (node("a"), node("b"));
+    for (theirs, boots) in [(1, true), (2, true), (3, false)] {
+        let mut bench = Bench::noted("a", Some(Record::protected(2, a, b)));
+        assert!(bench.give(Input::Start).is_empty());
+        let hello = say(2, 0, Message::Hello(Status::Cold));
+        assert_eq!(bench.give(Input::LinkUp), [hello], "it tells its own");
+        let actions = bench.hear(theirs, 0, Message::Hello(Status::Cold));
+        assert_eq!(actions.contains(&Action::Boot), boots, "{theirs}");
+    }
+}
+
+#[test]
+fn a_standby_goes_on_for_a_primary_that_died_before_it_said_named() {
+    for (theirs, promotes) in [(0, false), (1, true), (2, false)] {
+        let mut bench = Bench::synced(false);
+        bench.give(Input::LinkDown);
+        bench.give(Input::LinkUp);
+        let actions = bench.hear(theirs, 0, Message::Hello(Status::Cold));
+        assert_eq!(actions.contains(&Action::Promote), promotes, "{theirs}");
+    }
+}
+
+#[test]
+fn a_guest_that_is_taken_back_is_newer_than_what_its_successor_noted() {
+    let mut bench = Bench::noted("a", None);
+    bench.give(Input::Start);
+    bench.give(Input::LinkUp);
+    // It had the guest since, never released anything, and died.
+    let actions = bench.hear(2, 0, Message::Hello(Status::Cold));
+    let note = Action::Note(Record::solo(3, node("a")));
+    assert!(actions.contains(&note), "{actions:?}");
+    assert!(actions.contains(&say(3, 0, Message::SyncBegin)));
+    assert!(actions.contains(&Action::SendMemory(3)));
+}
