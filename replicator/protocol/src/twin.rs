@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::event::{Action, CloseReason, End, Envelope, Input, Message, Role};
 use crate::link::Link;
+use crate::record::Answer;
 use crate::starting::Starting;
 use crate::state::{Event, State};
 use crate::time::Time;
@@ -53,7 +54,7 @@ impl Twin {
             Input::LinkFault => self.link_gone(Event::LinkFaulty),
             Input::Heard => self.heard(),
             Input::Received(envelope) => self.receive(envelope),
-            Input::Arbiter(answer) if self.cx.answered() => self.step(Event::Answer(answer)),
+            Input::Arbiter(answer) if self.cx.answered() => self.answered(answer),
             Input::Arbiter(_) => {}
             Input::RoundSent => self.step(Event::RoundSent),
             Input::Harvested(pages) => self.step(Event::Harvested(pages)),
@@ -157,6 +158,14 @@ impl Twin {
         } else {
             self.cx.link.heard(now);
         }
+    }
+
+    /// The same goes for what a silent peer had acknowledged when the arbiter was asked.
+    fn answered(&mut self, answer: Answer) {
+        if self.cx.link.silent(self.cx.now, self.cx.config.timeout) {
+            self.close(CloseReason::Silent);
+        }
+        self.step(Event::Answer(answer));
     }
 
     fn receive(&mut self, envelope: Envelope) {

@@ -327,6 +327,19 @@ fn silence_is_loss() {
 }
 
 #[test]
+fn a_primary_that_was_frozen_releases_nothing_when_it_learns_that_the_standby_is_named() {
+    let mut bench = Bench::shipped();
+    bench.hear(1, 1, Message::Ack);
+    bench.now += 600_000_000;
+    let actions = bench.give(Input::Arbiter(Answer::Won));
+    assert!(actions.contains(&Action::Close(CloseReason::Silent)));
+    assert!(!actions.contains(&Action::Release(1)), "{actions:?}");
+    let named = Record::protected(1, node("a"), node("b"));
+    let strike = swap(Some(named), Record::solo(2, node("a")));
+    assert!(actions.contains(&strike), "{actions:?}");
+}
+
+#[test]
 fn a_primary_that_was_frozen_releases_nothing_that_it_finds_acknowledged() {
     let mut bench = Bench::protected();
     bench.give(Input::OutputWaiting);
