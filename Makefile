@@ -4,7 +4,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test test-native test-lab demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage deps clean
+.PHONY: help build test test-native test-lab sim demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ test-native:
 test-lab:
 	@echo "test: /dev/kvm of an emulated host is used: it takes more than an hour"
 	@tests/run-all lab
+
+SEEDS ?= 200000
+
+sim: ## the protocol core under SEEDS=200000 seeded schedules of failures, and broken on purpose
+	$(CARGO) run --release --locked --package evertwin-simulator -- --seeds $(SEEDS)
 
 demo: demo-$(KVM) ## a guest keeps its TCP connection while its primary is killed (30 s)
 

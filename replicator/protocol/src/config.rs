@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::bug::Bug;
 use crate::node::NodeId;
 use crate::record::Record;
 
@@ -36,6 +37,9 @@ pub struct Config {
     pub rounds: u32,
     /// How long an ended guest's last output may wait for the right to be released.
     pub leave: Duration,
+    /// Breaks the core on purpose.
+    #[cfg(feature = "seeded-bugs")]
+    pub bug: Option<Bug>,
 }
 
 impl Config {
@@ -55,7 +59,21 @@ impl Config {
             last_round_pages: 1024,
             rounds: 8,
             leave: Duration::from_secs(2),
+            #[cfg(feature = "seeded-bugs")]
+            bug: None,
         }
+    }
+
+    /// Is the core broken in this way?
+    #[cfg(feature = "seeded-bugs")]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// The core is not broken on purpose.
+    #[cfg(not(feature = "seeded-bugs"))]
+    pub(crate) const fn has(&self, _: Bug) -> bool {
+        false
     }
 
     /// Without an arbiter, and in an unclaimed VM, the twin with the lower name comes first.

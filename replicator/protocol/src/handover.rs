@@ -4,6 +4,7 @@
 //! has committed and its output has left, the peer is asked to take over. Nobody else may:
 //! the peer by the arbiter's record, or this twin again, by the next generation (I2).
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{
     Action, CloseReason, Command, Envelope, Message, Refusal, Report, Role, Status,
@@ -87,7 +88,13 @@ impl HandingOver {
                 cx.act(Action::StopTracking);
                 self.decide(cx);
             }
-            (Event::LinkLost | Event::LinkFaulty, Phase::Offered { .. }) => self.decide(cx),
+            (Event::LinkLost | Event::LinkFaulty, Phase::Offered { .. }) => {
+                if cx.config.has(Bug::TakeBackUnasked) {
+                    let generation = self.right.generation;
+                    return self.take_back(cx, generation);
+                }
+                self.decide(cx);
+            }
             // The guest is not to stand still because the peer can't make up its mind.
             (Event::Tick, Phase::Offered { until }) if until <= cx.now => {
                 cx.close(CloseReason::NotTakenOver);

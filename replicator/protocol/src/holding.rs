@@ -1,5 +1,6 @@
 //! Running the guest (or its end) with the output held, until a right is clear.
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, Command, End, Message, Refusal, Report, Status};
 use crate::record::{Answer, Record, Request};
@@ -25,6 +26,9 @@ pub(crate) enum Verdict {
 pub(crate) fn judge(cx: &Context, generation: u64, record: Option<Record>) -> Verdict {
     let me = cx.config.node;
     let Some(record) = record else {
+        if cx.config.has(Bug::VanishedIsSolo) {
+            return Verdict::Solo(generation + 1);
+        }
         return Verdict::Unclear;
     };
     // Only this twin writes a record that names it releaser of the next generation, so it
@@ -66,7 +70,8 @@ impl Holding {
     pub(crate) fn striking(cx: &mut Context, right: Right, leave_by: Option<Time>) -> State {
         let Context { config, .. } = cx;
         let named = Record::protected(right.generation, config.node, config.peer);
-        let new = Record::solo(right.generation + 1, config.node);
+        let reused = config.has(Bug::ReuseGeneration);
+        let new = Record::solo(right.generation + u64::from(!reused), config.node);
         cx.ask(Request::Swap {
             expected: Some(named),
             new,
@@ -160,15 +165,20 @@ impl Holding {
     fn answered(self, cx: &mut Context, answer: Answer) -> State {
         let record = match (answer, self.asked) {
             (Answer::Won, Some(new)) => Some(new),
+            (Answer::Failed, Some(new)) if cx.config.has(Bug::StrikeFailedIsWon) => Some(new),
             (Answer::Record(record) | Answer::Lost(record), _) => record,
             (Answer::Won, None) | (Answer::Failed, _) => {
                 cx.back_off();
+                if cx.config.has(Bug::StopsAsking) {
+                    cx.retry_at = None;
+                }
                 return State::Holding(self);
             }
         };
         let generation = self.right.generation;
         match judge(cx, generation, record) {
             Verdict::Solo(now) if now > generation => self.release(cx, now),
+            Verdict::Solo(now) if cx.config.has(Bug::SoloUnderLateNaming) => self.release(cx, now),
             Verdict::Solo(_) | Verdict::Named if self.refused(answer) => {
                 cx.back_off();
                 State::Holding(self)
@@ -179,6 +189,7 @@ impl Holding {
                 cx.back_off();
                 State::Holding(self)
             }
+            Verdict::Gone if cx.config.has(Bug::LoserReleases) => self.release(cx, generation),
             Verdict::Gone => cx.fence(),
         }
     }

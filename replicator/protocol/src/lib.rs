@@ -8,6 +8,7 @@
 //! Numbers like I2 cite the project's invariants; `replicator/PROTOCOL.md` says how each
 //! holds.
 
+mod bug;
 mod config;
 mod context;
 mod event;
@@ -28,6 +29,8 @@ mod takeover;
 mod time;
 mod twin;
 
+#[cfg(feature = "seeded-bugs")]
+pub use bug::Bug;
 pub use config::Config;
 pub use event::{
     Action, CloseReason, Command, End, Envelope, Input, Message, Refusal, Report, Role, Status,

@@ -1,5 +1,6 @@
 //! Running the guest with its output gated on the standby.
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
 use crate::handover::HandingOver;
@@ -66,6 +67,9 @@ impl Protected {
             wish: None,
         };
         state.capture(cx);
+        if cx.config.has(Bug::NameBeforeAck) {
+            state.name(cx);
+        }
         State::Protected(state)
     }
 
@@ -118,6 +122,12 @@ impl Protected {
                     generation: self.right.generation,
                     epoch,
                 });
+                if cx.config.has(Bug::ReleaseOnShip) && self.naming == Naming::Named {
+                    cx.act(Action::Release(epoch));
+                }
+                if cx.config.has(Bug::DropHarvestEarly) {
+                    cx.act(Action::Committed(epoch));
+                }
                 if let Some(wish) = self.wish.filter(|wish| wish.begun) {
                     return HandingOver::begin(cx, self.right, epoch, self.committed, wish.leave);
                 }
@@ -171,7 +181,12 @@ impl Protected {
         if let Some(wish) = &mut self.wish {
             wish.begun = true;
             self.busy = true;
-            return cx.act(Action::CaptureLast(self.right.next_epoch));
+            let epoch = self.right.next_epoch;
+            return cx.act(if cx.config.has(Bug::GuestRunsOn) {
+                Action::Capture(epoch)
+            } else {
+                Action::CaptureLast(epoch)
+            });
         }
         match self.pace.step(cx.now, &cx.config) {
             Some(Step::Capture) => self.capture(cx),
@@ -212,6 +227,9 @@ impl Protected {
             // Output waits until the arbiter knows.
             Naming::NotYet if cx.config.arbiter => self.name(cx),
             Naming::NotYet => self.protected(cx),
+            Naming::Asked(_) | Naming::Unknown if cx.config.has(Bug::ReleaseBeforeNamed) => {
+                cx.act(Action::Release(self.committed));
+            }
             Naming::Asked(_) | Naming::Unknown => {}
         }
     }
@@ -241,6 +259,9 @@ impl Protected {
     fn answered(mut self, cx: &mut Context, answer: Answer) -> State {
         let record = match (answer, self.naming) {
             (Answer::Won, Naming::Asked(new)) => Some(new),
+            (Answer::Failed, Naming::Asked(new)) if cx.config.has(Bug::NamingFailedIsWon) => {
+                Some(new)
+            }
             (Answer::Record(record) | Answer::Lost(record), _) => record,
             (Answer::Won | Answer::Failed, _) => {
                 self.naming = Naming::Unknown;
@@ -273,6 +294,13 @@ impl Protected {
             cx.refuse(wish.command, Refusal::NotProtected);
         }
         cx.act(Action::StopTracking);
+        if cx.config.has(Bug::SoloOnLinkLoss) {
+            cx.act(Action::OpenOutput);
+            return Solo::enter(cx, self.right);
+        }
+        if cx.config.has(Bug::OpenBeforeStrike) {
+            cx.act(Action::OpenOutput);
+        }
         match self.naming {
             // It was never named: the right to release alone was never given up.
             Naming::NotYet if !self.gated => {

@@ -1,5 +1,6 @@
 //! Following a primary, and taking over from it.
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, Command, Envelope, Message, Refusal, Report, Role, Status};
 use crate::record::{Answer, Record, Request};
@@ -85,6 +86,9 @@ impl Standby {
             (Event::Message(envelope), held) => Self::hear(cx, held, envelope),
             (Event::LinkLost | Event::LinkFaulty, Held::Parts) => {
                 fail::fail_point!("standby::promote_unsynced", |_| Promoting::begin(cx));
+                if cx.config.has(Bug::PromoteParts) && cx.config.arbiter {
+                    return Promoting::begin(cx);
+                }
                 cx.report(Report::NotNamed);
                 Starting::wait(cx, None)
             }
@@ -99,6 +103,7 @@ impl Standby {
             (Event::Peer(Status::Cold), Held::Epoch { named, .. })
                 if !cx.config.arbiter
                     && (cx.link.peer_generation() == cx.generation
+                        && !cx.config.has(Bug::UnnamedWaits)
                         || named && cx.link.peer_generation() <= cx.generation) =>
             {
                 Self::without_arbiter(cx)
@@ -125,7 +130,8 @@ impl Standby {
             }
             // An epoch holds what changed since the one before: none may be missing (I3).
             (Message::Epoch, Held::Epoch { epoch: last, named })
-                if last.checked_add(1) == Some(epoch) =>
+                if last.checked_add(1) == Some(epoch)
+                    || cx.config.has(Bug::SkipEpoch) && epoch > last =>
             {
                 commit(cx, epoch);
                 Held::Epoch { epoch, named }
@@ -158,6 +164,9 @@ impl Standby {
 /// acknowledged first and applied right after.
 fn commit(cx: &mut Context, epoch: u64) {
     cx.send(Message::Ack, epoch);
+    if cx.config.has(Bug::AckWithoutApply) && epoch.is_multiple_of(2) {
+        return;
+    }
     cx.act(Action::Apply(epoch));
 }
 
@@ -216,6 +225,7 @@ impl Promoting {
     fn answered(self, cx: &mut Context, answer: Answer) -> State {
         match answer {
             Answer::Won => self.promote(cx),
+            Answer::Failed if cx.config.has(Bug::PromoteFailedIsWon) => self.promote(cx),
             // A swap of ours whose answer was lost.
             Answer::Record(record) | Answer::Lost(record) if record == Some(self.new) => {
                 self.promote(cx)
@@ -233,6 +243,16 @@ impl Promoting {
             // follows it. Who forgot the epoch now could find itself the winner without it.
             // The primary, if it lives, ends this generation.
             Answer::Record(record) | Answer::Lost(record) if record == Some(self.unnamed()) => {
+                if cx.config.has(Bug::PromoteUnnamed) {
+                    cx.ask(Request::Swap {
+                        expected: record,
+                        new: self.new,
+                    });
+                    return State::Promoting(self);
+                }
+                if cx.config.has(Bug::ForgetEpochUnnamed) {
+                    return Starting::wait(cx, None);
+                }
                 cx.report(Report::NotNamedYet);
                 cx.retry();
                 State::Promoting(self)

@@ -1,5 +1,6 @@
 //! Before a guest runs anywhere that this twin knows of.
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, Command, Message, Refusal, Report, Status};
 use crate::record::{Answer, Record, Request};
@@ -80,11 +81,18 @@ impl Starting {
             ) => {
                 // A claim of ours whose answer was lost. A first record may be of an earlier
                 // life, though: then it had only vanished for a while, and is claimed anew.
-                if record == Some(new) && new.generation > 1 {
+                if record == Some(new)
+                    && (new.generation > 1 || cx.config.has(Bug::FirstClaimIsMine))
+                {
                     boot(cx, new.generation)
                 } else {
                     decide(cx, record)
                 }
+            }
+            (Phase::Claiming(new), Event::Answer(Answer::Failed))
+                if cx.config.has(Bug::BootUnclaimed) =>
+            {
+                boot(cx, new.generation)
             }
             (phase @ (Phase::Reading | Phase::Claiming(_)), Event::Answer(_)) => {
                 cx.back_off();
@@ -97,13 +105,15 @@ impl Starting {
             // Both are cold, so nothing live is left to protect: who had the right boots.
             (Phase::Waiting(Some(record)), Event::Peer(Status::Cold))
                 if record.releaser == cx.config.node
-                    && (cx.config.arbiter || cx.link.peer_generation() <= record.generation) =>
+                    && (cx.config.arbiter
+                        || cx.link.peer_generation() <= record.generation
+                        || cx.config.has(Bug::OlderNoteBoots)) =>
             {
                 claim(cx, Some(record))
             }
             // Perhaps what was read was no record, or is old: then nobody else would say who boots.
             (phase @ Phase::Waiting(_), Event::Peer(Status::Cold) | Event::Retry)
-                if cx.config.arbiter =>
+                if cx.config.arbiter && !cx.config.has(Bug::WaitsUnread) =>
             {
                 cx.ask(Request::Read);
                 State::Starting(Self(phase))
@@ -138,6 +148,10 @@ fn decide(cx: &mut Context, record: Option<Record>) -> State {
         Some(record) if record.releaser == me && record.standby.is_none() => {
             claim(cx, Some(record))
         }
+        Some(record) if record.releaser == me && cx.config.has(Bug::BootBesideNewer) => {
+            claim(cx, Some(record))
+        }
+        Some(record) if cx.config.has(Bug::ClaimPeersRight) => claim(cx, Some(record)),
         // The peer runs the guest, or may hold an epoch newer than anything here.
         _ => {
             if cx.config.arbiter && (record.is_none() || cx.link.peer() == Some(Status::Cold)) {

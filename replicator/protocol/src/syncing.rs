@@ -1,5 +1,6 @@
 //! Filling a standby while the guest runs.
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, End, Message, Report};
 use crate::holding::Holding;
@@ -23,7 +24,8 @@ pub(crate) struct Syncing {
 impl Syncing {
     pub(crate) fn begin(cx: &mut Context, mut right: Right, gated: bool) -> State {
         // Without an arbiter: the peer had the guest later, but has lost it.
-        if !cx.config.arbiter && cx.link.peer_generation() > right.generation {
+        let older = !cx.config.arbiter && cx.link.peer_generation() > right.generation;
+        if older && !cx.config.has(Bug::OlderSync) {
             right = Right::new(cx.link.peer_generation() + 1);
             cx.generation = right.generation;
             cx.note(Record::solo(right.generation, cx.config.node));
@@ -79,11 +81,19 @@ impl Syncing {
         let stuck = self.rounds >= 3 && pages > self.before / 4 * 3;
         if few || stuck || self.rounds >= cx.config.rounds {
             // The first epoch carries what is left; nothing leaves before it commits.
-            cx.act(Action::KeepHarvest);
-            cx.act(Action::HoldOutput);
+            if !cx.config.has(Bug::ForgetHarvest) {
+                cx.act(Action::KeepHarvest);
+            }
+            if !cx.config.has(Bug::GateStaysOpen) {
+                cx.act(Action::HoldOutput);
+            }
             return Protected::begin(cx, self.right, self.gated);
         }
         self.before = pages;
+        if cx.config.has(Bug::UnsentHarvest) {
+            cx.act(Action::Harvest);
+            return State::Syncing(self);
+        }
         cx.act(Action::SendHarvest(self.right.generation));
         State::Syncing(self)
     }

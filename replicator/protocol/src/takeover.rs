@@ -1,5 +1,6 @@
 //! A planned exchange of roles, as the standby sees it.
 
+use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, Report};
 use crate::holding::Holding;
@@ -86,7 +87,11 @@ impl TakingOver {
         let right = Right::new(generation);
         cx.generation = generation;
         cx.note(self.new);
-        cx.act(Action::HoldOutput);
+        cx.act(if cx.config.has(Bug::TakeOverOpens) {
+            Action::OpenOutput
+        } else {
+            Action::HoldOutput
+        });
         if !self.linked {
             // The old primary may ask for its guest back at any moment: it is struck off first.
             cx.act(Action::Promote);

@@ -1,5 +1,6 @@
 //! One twin: takes inputs, gives actions.
 
+use crate::bug::Bug;
 use crate::config::Config;
 use crate::context::Context;
 use crate::event::{Action, CloseReason, End, Envelope, Input, Message, Role};
@@ -78,7 +79,9 @@ impl Twin {
     pub fn poll_timeout(&self) -> Option<Time> {
         let cx = &self.cx;
         [
-            cx.link.silent_at(cx.config.timeout),
+            cx.link
+                .silent_at(cx.config.timeout)
+                .filter(|_| !cx.config.has(Bug::SilenceUnnoticed)),
             cx.link.heartbeat_at(cx.config.heartbeat),
             cx.retry_at,
             self.state.deadline(cx),
@@ -136,7 +139,8 @@ impl Twin {
 
     fn tick(&mut self) {
         let now = self.cx.now;
-        if self.cx.link.silent(now, self.cx.config.timeout) {
+        let deaf = self.cx.config.has(Bug::SilenceUnnoticed);
+        if self.cx.link.silent(now, self.cx.config.timeout) && !deaf {
             self.close(CloseReason::Silent);
         }
         if self.cx.retry_at.is_some_and(|at| at <= now) {
@@ -187,7 +191,7 @@ impl Twin {
             | Message::Named
             | Message::HandOver => envelope.generation != self.cx.generation,
         };
-        if stale {
+        if stale && !self.cx.config.has(Bug::StaleGeneration) {
             self.close(CloseReason::StaleGeneration);
         } else if self.cx.link.peer().is_some() {
             self.step(Event::Message(envelope));
