@@ -95,7 +95,7 @@ impl HandingOver {
                 }
                 self.decide(cx);
             }
-            // The guest is not to stand still because the peer can't make up its mind.
+            // The guest is not to stand still because the peer can't make up its mind (T28).
             (Event::Tick, Phase::Offered { until }) if until <= cx.now => {
                 cx.close(CloseReason::NotTakenOver);
             }
@@ -168,6 +168,7 @@ impl HandingOver {
         State::HandingOver(self)
     }
 
+    /// Asks the peer to take over (T26).
     fn offer(&mut self, cx: &mut Context) {
         // What the guest did is with the peer, to the last byte.
         cx.act(Action::StopTracking);
@@ -177,7 +178,7 @@ impl HandingOver {
         };
     }
 
-    /// The peer's guest goes on from what is held here, so this is its standby already (I4).
+    /// The peer's guest goes on from what is held here, so this is its standby already (I4, T27).
     fn follow(self, cx: &mut Context, generation: u64) -> State {
         let Context { config, .. } = cx;
         let record = Record::protected(generation, config.peer, config.node);
@@ -191,6 +192,7 @@ impl HandingOver {
         state
     }
 
+    /// The peer is gone or too slow (T28).
     fn decide(&mut self, cx: &mut Context) {
         if cx.config.arbiter {
             let asked = Some(self.strike(cx));
@@ -237,7 +239,7 @@ impl HandingOver {
             }
             State::HandingOver(self)
         } else if record == Some(Record::protected(generation + 1, peer, me)) {
-            // The peer took over and may be well: it gets the time to go on without this twin.
+            // The peer took over and may be well: it gets the time to go on without this twin (T30).
             cx.generation = generation + 1;
             cx.report(Report::HandedOver(generation + 1));
             Promoting::later(cx)
@@ -245,13 +247,14 @@ impl HandingOver {
             cx.back_off();
             State::HandingOver(self)
         } else {
-            // The peer went on without this twin, perhaps from an earlier epoch.
+            // The peer went on without this twin, perhaps from an earlier epoch (T31).
             cx.act(Action::DropOutput);
             cx.report(Report::NotNamed);
             Starting::wait(cx, None)
         }
     }
 
+    /// The guest goes on here (T29, T35).
     fn take_back(self, cx: &mut Context, generation: u64) -> State {
         let record = Record::solo(generation, cx.config.node);
         cx.note(record);

@@ -135,6 +135,7 @@ impl Holding {
                 self.asked = None;
                 cx.ask(Request::Read);
             }
+            // T17.
             Event::Peer(Status::Cold | Status::Synced { .. }) if self.waits_for_peer(cx) => {
                 return Syncing::begin(cx, self.right, true);
             }
@@ -190,6 +191,7 @@ impl Holding {
                 State::Holding(self)
             }
             Verdict::Gone if cx.config.has(Bug::LoserReleases) => self.release(cx, generation),
+            // T15.
             Verdict::Gone => cx.fence(),
         }
     }
@@ -200,6 +202,7 @@ impl Holding {
         matches!(answer, Answer::Lost(_)) && self.asked.is_some_and(|new| new.standby.is_none())
     }
 
+    /// The right to release alone is had (T16, T35).
     fn release(self, cx: &mut Context, generation: u64) -> State {
         if self.leave_by.is_some() {
             return Self::last_words(cx);

@@ -90,7 +90,7 @@ impl Protected {
         })
     }
 
-    /// Hands the guest over to the standby, once the running capture is done.
+    /// Hands the guest over to the standby, once the running capture is done (T25).
     pub(crate) fn hand_over(mut self, cx: &mut Context, command: Command, leave: bool) -> State {
         if self.naming != Naming::Named {
             cx.refuse(command, Refusal::NotProtected);
@@ -219,11 +219,11 @@ impl Protected {
         }
     }
 
-    /// An epoch has committed: its output may leave, if the standby could take over (I1).
+    /// An epoch has committed: its output may leave, if the standby could take over (I1, T12).
     fn commit(&mut self, cx: &mut Context) {
         match self.naming {
             Naming::Named => cx.act(Action::Release(self.committed)),
-            // The standby is synced and all output is gated on it: now it is eligible (I4).
+            // The standby is synced and all output is gated on it: now it is eligible (I4, T10).
             // Output waits until the arbiter knows.
             Naming::NotYet if cx.config.arbiter => self.name(cx),
             Naming::NotYet => self.protected(cx),
@@ -247,6 +247,7 @@ impl Protected {
         });
     }
 
+    /// The standby is named, and may take over from here on (T11).
     fn protected(&mut self, cx: &mut Context) {
         self.naming = Naming::Named;
         let (me, peer) = (cx.config.node, cx.config.peer);
@@ -282,13 +283,14 @@ impl Protected {
                 self.naming = Naming::Unknown;
                 cx.back_off();
             }
+            // T15.
             Verdict::Gone => return cx.fence(),
         }
         self.pump(cx);
         State::Protected(self)
     }
 
-    /// The standby is gone. What it has not acknowledged stays held (I1).
+    /// The standby is gone. What it has not acknowledged stays held (I1, T13, T14).
     fn unlink(self, cx: &mut Context) -> State {
         if let Some(wish) = self.wish {
             cx.refuse(wish.command, Refusal::NotProtected);
@@ -315,7 +317,7 @@ impl Protected {
         }
     }
 
-    /// The guest has ended. Its last words are released under the solo right.
+    /// The guest has ended. Its last words are released under the solo right (T14).
     fn leave(self, cx: &mut Context) -> State {
         cx.act(Action::StopTracking);
         match self.naming {

@@ -83,7 +83,9 @@ impl Solo {
         match peer {
             // It has to wait.
             Status::Cold | Status::Synced { .. } if self.renewing => State::Solo(self),
+            // T6.
             Status::Cold | Status::Synced { .. } => Syncing::begin(cx, self.right, false),
+            // T7.
             Status::Primary => {
                 let theirs = cx.link.peer_generation();
                 cx.close(CloseReason::TwoPrimaries(theirs));

@@ -41,7 +41,7 @@ impl Standby {
         State::Standby(Self(held))
     }
 
-    /// Without an arbiter: the operator vouches that the primary is dead.
+    /// Without an arbiter: the operator vouches that the primary is dead (T35).
     pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
         let refusal = match self.0 {
             Held::Parts => Refusal::NothingHeld,
@@ -84,6 +84,7 @@ impl Standby {
     pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
         match (event, self.0) {
             (Event::Message(envelope), held) => Self::hear(cx, held, envelope),
+            // T21.
             (Event::LinkLost | Event::LinkFaulty, Held::Parts) => {
                 fail::fail_point!("standby::promote_unsynced", |_| Promoting::begin(cx));
                 if cx.config.has(Bug::PromoteParts) && cx.config.arbiter {
@@ -92,6 +93,7 @@ impl Standby {
                 cx.report(Report::NotNamed);
                 Starting::wait(cx, None)
             }
+            // T20.
             (Event::LinkLost, Held::Epoch { .. }) if cx.config.arbiter => Promoting::begin(cx),
             (Event::LinkFaulty, Held::Epoch { .. }) if cx.config.arbiter => Promoting::later(cx),
             (Event::LinkLost | Event::LinkFaulty, Held::Epoch { .. }) => {
@@ -128,7 +130,7 @@ impl Standby {
                     named: false,
                 }
             }
-            // An epoch holds what changed since the one before: none may be missing (I3).
+            // An epoch holds what changed since the one before: none may be missing (I3, T18).
             (Message::Epoch, Held::Epoch { epoch: last, named })
                 if last.checked_add(1) == Some(epoch)
                     || cx.config.has(Bug::SkipEpoch) && epoch > last =>
@@ -136,6 +138,7 @@ impl Standby {
                 commit(cx, epoch);
                 Held::Epoch { epoch, named }
             }
+            // T19.
             (
                 Message::Named,
                 Held::Epoch {
@@ -148,6 +151,7 @@ impl Standby {
                 cx.report(Report::StandbyReady(cx.generation));
                 Held::Epoch { epoch, named: true }
             }
+            // T32.
             (Message::HandOver, Held::Epoch { epoch: last, named }) if named && last == epoch => {
                 return TakingOver::begin(cx);
             }
@@ -240,7 +244,7 @@ impl Promoting {
                 State::Promoting(self)
             }
             // Not named yet, but the swap that does so may be on its way, and so may ours that
-            // follows it. Who forgot the epoch now could find itself the winner without it.
+            // follows it (T23). Who forgot the epoch now could find itself the winner without it.
             // The primary, if it lives, ends this generation.
             Answer::Record(record) | Answer::Lost(record) if record == Some(self.unnamed()) => {
                 if cx.config.has(Bug::PromoteUnnamed) {
@@ -257,7 +261,7 @@ impl Promoting {
                 cx.retry();
                 State::Promoting(self)
             }
-            // Struck off, or never named: what is held here may be old. It is never run.
+            // Struck off, or never named: what is held here may be old. It is never run (T24).
             Answer::Record(_) | Answer::Lost(_) => {
                 cx.report(Report::NotNamed);
                 Starting::wait(cx, None)
@@ -270,6 +274,7 @@ impl Promoting {
         Record::solo(self.named.generation, self.named.releaser)
     }
 
+    /// The right is this twin's (T22).
     fn promote(self, cx: &mut Context) -> State {
         let generation = self.new.generation;
         cx.act(Action::OpenOutput);

@@ -74,6 +74,7 @@ impl Starting {
     pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
         match (self.0, event) {
             (Phase::Reading, Event::Answer(Answer::Record(record))) => decide(cx, record),
+            // T4.
             (Phase::Claiming(new), Event::Answer(Answer::Won)) => boot(cx, new.generation),
             (
                 Phase::Claiming(new),
@@ -102,7 +103,7 @@ impl Starting {
                 cx.ask(Request::Read);
                 State::Starting(Self(phase))
             }
-            // Both are cold, so nothing live is left to protect: who had the right boots.
+            // Both are cold, so nothing live is left to protect: who had the right boots (T3).
             (Phase::Waiting(Some(record)), Event::Peer(Status::Cold))
                 if record.releaser == cx.config.node
                     && (cx.config.arbiter
@@ -123,6 +124,7 @@ impl Starting {
                 cx.back_off();
                 State::Starting(Self(phase))
             }
+            // T5.
             (Phase::Waiting(_), Event::Message(envelope))
                 if envelope.message == Message::SyncBegin =>
             {
@@ -140,6 +142,7 @@ impl Starting {
     }
 }
 
+/// What the record says (T1, T2).
 fn decide(cx: &mut Context, record: Option<Record>) -> State {
     let me = cx.config.node;
     match record {

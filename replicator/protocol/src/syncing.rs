@@ -50,6 +50,7 @@ impl Syncing {
                 State::Syncing(self)
             }
             Event::Harvested(pages) => self.harvested(cx, pages),
+            // T9.
             Event::LinkLost | Event::LinkFaulty => {
                 cx.act(Action::StopTracking);
                 if self.gated {
@@ -80,7 +81,7 @@ impl Syncing {
         // The guest dirties pages about as fast as the link takes them.
         let stuck = self.rounds >= 3 && pages > self.before / 4 * 3;
         if few || stuck || self.rounds >= cx.config.rounds {
-            // The first epoch carries what is left; nothing leaves before it commits.
+            // The first epoch carries what is left; nothing leaves before it commits (T8).
             if !cx.config.has(Bug::ForgetHarvest) {
                 cx.act(Action::KeepHarvest);
             }

@@ -74,7 +74,7 @@ impl TakingOver {
                 cx.back_off();
                 State::TakingOver(self)
             }
-            // The primary has taken its guest back.
+            // The primary has taken its guest back (T24).
             Answer::Record(_) | Answer::Lost(_) => {
                 cx.report(Report::NotNamed);
                 Starting::wait(cx, None)
@@ -93,13 +93,13 @@ impl TakingOver {
             Action::HoldOutput
         });
         if !self.linked {
-            // The old primary may ask for its guest back at any moment: it is struck off first.
+            // The old primary may ask for its guest back at any moment: it is struck off first (T34).
             cx.act(Action::Promote);
             cx.report(Report::Promoted(generation));
             cx.report(Report::Holding);
             return Holding::striking(cx, right, None);
         }
-        // From the first instruction on, what the guest changes is known.
+        // From the first instruction on, what the guest changes is known (T33).
         cx.act(Action::StartTracking);
         cx.act(Action::Promote);
         cx.report(Report::Promoted(generation));
