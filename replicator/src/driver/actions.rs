@@ -91,6 +91,8 @@ impl Driver<'_> {
             Action::Promote => {
                 fail::fail_point!("promote::before");
                 let inbound = self.kept.take();
+                // A generation's epochs are numbered anew.
+                self.last_epoch = 0;
                 self.machine.promote(inbound)?;
                 fail::fail_point!("promote::after");
             }

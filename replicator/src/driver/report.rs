@@ -44,6 +44,7 @@ impl Driver<'_> {
             Report::HandingOver(generation) => info!(%peer, generation, "handing the guest over"),
             Report::HandedOver(generation) => {
                 self.forward_for_a_while();
+                self.last_epoch = 0;
                 info!(%peer, generation, "handed over: this twin is the standby");
             }
             Report::TakenBack(generation) => {

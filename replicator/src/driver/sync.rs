@@ -116,14 +116,14 @@ impl SyncRound {
     fn tell(&mut self, done: bool) {
         if done || self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
-            let percent = self.sent * 100 / self.total.max(1);
-            info!(
-                pages = self.sent,
-                of = self.total,
-                bytes = self.bytes,
-                percent,
-                "sync progress"
-            );
+            let SyncStatus {
+                pages,
+                of,
+                bytes,
+                eta_ms,
+            } = self.status();
+            let percent = pages * 100 / of.max(1);
+            info!(pages, of, bytes, percent, eta_ms, "sync progress");
         }
     }
 }
