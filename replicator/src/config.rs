@@ -29,6 +29,10 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Silence after which the peer counts as dead. At least twice `heartbeat`.
     pub timeout: Duration,
+    /// How long twins wait for each other after their link broke, before they ask the arbiter who
+    /// goes on: output is held meanwhile. Zero, or 1 ms to 10 s. For networks that break connections; it
+    /// delays every takeover that silence does not cause.
+    pub reconnect: Duration,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,
@@ -124,6 +128,8 @@ impl Config {
             "replication.epoch must be between 1ms and 10s"
         } else if self.heartbeat < millis(1) {
             "replication.heartbeat must be at least 1ms"
+        } else if self.reconnect > millis(10_000) {
+            "replication.reconnect must be 10s at most"
         } else if self.timeout < self.heartbeat * 2 {
             "replication.timeout must be at least twice the heartbeat"
         } else if matches!(self.security, Security::Plaintext) && !self.address.ip().is_loopback() {

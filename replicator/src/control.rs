@@ -18,7 +18,7 @@ pub struct TwinStatus {
     pub node: String,
     /// The other one.
     pub peer: String,
-    /// In one word: starting, solo, syncing, protected, holding, handing-over, filling,
+    /// In one word: starting, solo, syncing, protected, reconnecting, holding, handing-over, filling,
     /// standby, promoting or ended.
     pub role: String,
     /// Generation of the right that this twin has or follows; 0 while it knows of none.

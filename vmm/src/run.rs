@@ -195,6 +195,7 @@ fn protected(
         epoch: replication.epoch,
         heartbeat: replication.heartbeat,
         timeout: replication.timeout,
+        reconnect: replication.reconnect,
         stop: stop
             .as_fd()
             .try_clone_to_owned()

@@ -76,6 +76,10 @@ pub enum Bug {
     TakeBackUnasked,
     /// I4: a guest that was taken over speaks before its old host is its standby.
     TakeOverOpens,
+    /// Liveness: a standby that is back after its link broke does not get what it lacks.
+    ResumeLacking,
+    /// I1: a primary that waits for its standby to be back lets output pass meanwhile.
+    InterruptedOpens,
     /// Liveness: a peer's silence is never noticed.
     SilenceUnnoticed,
     /// Liveness: an arbiter that failed once is not asked again.
@@ -85,7 +89,7 @@ pub enum Bug {
 #[cfg(feature = "seeded-bugs")]
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 38] = [
         Self::ReleaseOnShip,
         Self::ReleaseBeforeNamed,
         Self::GateStaysOpen,
@@ -120,6 +124,8 @@ impl Bug {
         Self::GuestRunsOn,
         Self::TakeBackUnasked,
         Self::TakeOverOpens,
+        Self::ResumeLacking,
+        Self::InterruptedOpens,
         Self::SilenceUnnoticed,
         Self::StopsAsking,
     ];

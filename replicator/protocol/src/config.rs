@@ -27,6 +27,9 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Silence of the peer after which it counts as dead.
     pub timeout: Duration,
+    /// How long a named standby, or its primary, may be back after its link broke, before the
+    /// arbiter is asked. Zero: it is asked at once.
+    pub reconnect: Duration,
     /// Epochs captured but not yet acknowledged, at most. At least 1.
     pub window: u64,
     /// Pause before the arbiter is asked again after a failure.
@@ -54,6 +57,7 @@ impl Config {
             idle: Duration::from_millis(100),
             heartbeat: Duration::from_millis(50),
             timeout: Duration::from_millis(500),
+            reconnect: Duration::ZERO,
             window: 2,
             retry: Duration::from_millis(100),
             last_round_pages: 1024,

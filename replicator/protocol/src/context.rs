@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
 use crate::link::Link;
 use crate::record::{Record, Request};
-use crate::state::State;
+use crate::state::{Loss, State};
 use crate::time::Time;
 
 /// The current right to release output, and the epochs numbered under it.
@@ -36,7 +36,7 @@ pub(crate) struct Context {
     /// When the arbiter is asked again.
     pub(crate) retry_at: Option<Time>,
     /// The state closed the link and has yet to be told that it is gone.
-    pub(crate) closed: bool,
+    pub(crate) closed: Option<Loss>,
     /// Questions that the arbiter has yet to answer, in order.
     pub(crate) asked: u32,
     /// How many of these nobody waits for any more.
@@ -98,7 +98,7 @@ impl Context {
     pub(crate) fn close(&mut self, reason: CloseReason) {
         if self.link.is_up() {
             self.link.down();
-            self.closed = true;
+            self.closed = Some(reason.into());
             self.act(Action::Close(reason));
         }
     }

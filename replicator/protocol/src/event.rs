@@ -248,6 +248,10 @@ pub enum Report {
     Fenced,
     /// The arbiter did not answer; it will be asked again.
     ArbiterFailed,
+    /// The link broke; the standby has a while to be back.
+    Interrupted,
+    /// The link is back, and the pair goes on where it was, under this generation.
+    Resumed(u64),
     /// The guest stands still and is handed over to the peer.
     HandingOver(u64),
     /// The peer runs the guest now, under this generation; this twin is its standby.
@@ -284,6 +288,8 @@ pub enum Role {
     Syncing,
     /// Running the guest with its output gated on the standby.
     Protected,
+    /// The same, but the link has just broken: output is held until it is back.
+    Interrupted,
     /// Running the guest with its output held.
     Holding,
     /// Handing the guest over to the peer.

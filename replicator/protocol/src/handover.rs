@@ -84,11 +84,11 @@ impl HandingOver {
     pub(crate) fn step(mut self, cx: &mut Context, event: Event) -> State {
         match (event, self.phase) {
             (Event::Message(envelope), _) => return self.hear(cx, envelope),
-            (Event::LinkLost | Event::LinkFaulty, Phase::Draining) => {
+            (Event::LinkLost(_), Phase::Draining) => {
                 cx.act(Action::StopTracking);
                 self.decide(cx);
             }
-            (Event::LinkLost | Event::LinkFaulty, Phase::Offered { .. }) => {
+            (Event::LinkLost(_), Phase::Offered { .. }) => {
                 if cx.config.has(Bug::TakeBackUnasked) {
                     let generation = self.right.generation;
                     return self.take_back(cx, generation);

@@ -99,6 +99,10 @@ impl Holding {
     /// it is back.
     pub(crate) fn for_peer(cx: &mut Context, right: Right) -> State {
         cx.report(Report::Holding);
+        if let Some(Status::Cold | Status::Synced { .. }) = cx.link.peer() {
+            // It is back, but not with what it held.
+            return Syncing::begin(cx, right, true);
+        }
         Self::asked(right, None, None)
     }
 

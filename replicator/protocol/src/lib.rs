@@ -14,6 +14,7 @@ mod context;
 mod event;
 mod handover;
 mod holding;
+mod interrupted;
 mod link;
 mod node;
 mod operator;

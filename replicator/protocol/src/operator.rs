@@ -28,7 +28,10 @@ fn refusal(state: &State, command: Command) -> Refusal {
         (State::Solo(_) | State::Syncing(_) | State::Protected(_), Command::Promote) => {
             Refusal::HasTheRight
         }
-        (State::Solo(_) | State::Syncing(_) | State::Holding(_), _) => Refusal::NotProtected,
+        (
+            State::Solo(_) | State::Syncing(_) | State::Holding(_) | State::Interrupted(_),
+            Command::Switchover | Command::Leave,
+        ) => Refusal::NotProtected,
         (State::Starting(_) | State::Standby(_), Command::Switchover) => Refusal::NotPrimary,
         (State::Promoting(_), Command::Promote) => Refusal::ArbiterDecides,
         (State::Promoting(_), Command::Switchover) => Refusal::NotPrimary,

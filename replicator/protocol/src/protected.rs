@@ -5,10 +5,11 @@ use crate::context::{Context, Right};
 use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
 use crate::handover::HandingOver;
 use crate::holding::{Holding, Verdict, judge};
+use crate::interrupted::Interrupted;
 use crate::pace::{Pace, Step};
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
-use crate::state::{Event, State, out_of_place};
+use crate::state::{Event, Loss, State, out_of_place};
 use crate::time::Time;
 
 /// Failed captures in a row after which there is no protecting this guest.
@@ -114,9 +115,7 @@ impl Protected {
     pub(crate) fn step(mut self, cx: &mut Context, event: Event) -> State {
         match event {
             Event::Captured { epoch, idle } => {
-                self.busy = false;
-                self.failures = 0;
-                self.right.next_epoch = epoch + 1;
+                self.settle(event);
                 self.pace.captured(cx.now, idle, &cx.config);
                 cx.act(Action::Ship {
                     generation: self.right.generation,
@@ -133,8 +132,7 @@ impl Protected {
                 }
             }
             Event::CaptureFailed => {
-                self.busy = false;
-                self.failures += 1;
+                self.settle(event);
                 if let Some(wish) = self.wish.take() {
                     cx.refuse(wish.command, Refusal::NoCapture);
                 }
@@ -145,24 +143,67 @@ impl Protected {
                 self.pace.failed(cx.now, &cx.config);
             }
             Event::Dirty(dirty) => {
-                self.busy = false;
+                self.settle(event);
                 if dirty {
                     self.pace.found_dirty();
                 } else {
                     self.pace.looked(cx.now, &cx.config);
                 }
             }
-            Event::OutputWaiting => self.pace.output_waits(),
+            Event::OutputWaiting => self.output_waits(),
             Event::Message(envelope) => self.hear(cx, envelope),
             Event::Answer(answer) => return self.answered(cx, answer),
             Event::Retry => cx.ask(Request::Read),
-            Event::LinkLost | Event::LinkFaulty => return self.unlink(cx),
+            Event::LinkLost(loss) => return self.unlink(cx, loss),
             Event::GuestExited => return self.leave(cx),
             Event::Tick
             | Event::Peer(_)
             | Event::RoundSent
             | Event::Harvested(_)
             | Event::Operator(_) => {}
+        }
+        self.pump(cx);
+        State::Protected(self)
+    }
+
+    /// What was under way has ended.
+    pub(crate) fn settle(&mut self, event: Event) {
+        self.busy = false;
+        match event {
+            Event::Captured { epoch, .. } => {
+                self.failures = 0;
+                self.right.next_epoch = epoch + 1;
+            }
+            Event::CaptureFailed => self.failures += 1,
+            _ => {}
+        }
+    }
+
+    pub(crate) fn output_waits(&mut self) {
+        self.pace.output_waits();
+    }
+
+    /// Is this the last epoch that committed, or one after it?
+    pub(crate) fn sent(&self, epoch: u64) -> bool {
+        (self.committed..self.right.next_epoch).contains(&epoch)
+    }
+
+    /// The standby is back and holds all epochs up to this one. It gets those that it lacks (T38).
+    pub(crate) fn resume(mut self, cx: &mut Context, held: u64) -> State {
+        cx.report(Report::Resumed(self.right.generation));
+        if held > self.committed {
+            self.commit(cx, held);
+        }
+        let lacking = if cx.config.has(Bug::ResumeLacking) {
+            0..0
+        } else {
+            held + 1..self.right.next_epoch
+        };
+        for epoch in lacking {
+            cx.act(Action::Ship {
+                generation: self.right.generation,
+                epoch,
+            });
         }
         self.pump(cx);
         State::Protected(self)
@@ -208,10 +249,7 @@ impl Protected {
         let epoch = envelope.epoch;
         match envelope.message {
             Message::Ack if epoch > self.committed && epoch < self.right.next_epoch => {
-                self.committed = epoch;
-                // Only now is this harvest dropped (I5).
-                cx.act(Action::Committed(epoch));
-                self.commit(cx);
+                self.commit(cx, epoch);
             }
             // The standby leaves.
             Message::Bye => cx.close(CloseReason::PeerLeft),
@@ -220,7 +258,10 @@ impl Protected {
     }
 
     /// An epoch has committed: its output may leave, if the standby could take over (I1, T12).
-    fn commit(&mut self, cx: &mut Context) {
+    fn commit(&mut self, cx: &mut Context, epoch: u64) {
+        self.committed = epoch;
+        // Only now is this harvest dropped (I5).
+        cx.act(Action::Committed(epoch));
         match self.naming {
             Naming::Named => cx.act(Action::Release(self.committed)),
             // The standby is synced and all output is gated on it: now it is eligible (I4, T10).
@@ -291,10 +332,21 @@ impl Protected {
     }
 
     /// The standby is gone. What it has not acknowledged stays held (I1, T13, T14).
-    fn unlink(self, cx: &mut Context) -> State {
+    fn unlink(self, cx: &mut Context, loss: Loss) -> State {
         if let Some(wish) = self.wish {
             cx.refuse(wish.command, Refusal::NotProtected);
         }
+        // Without an arbiter a standby is in no hurry, and may not have heard that it is named.
+        let reconnects = cx.config.arbiter && !cx.config.reconnect.is_zero();
+        let transient = matches!(loss, Loss::Broken | Loss::Faulty);
+        if reconnects && transient && self.naming == Naming::Named {
+            return Interrupted::begin(cx, Self { wish: None, ..self });
+        }
+        self.give_up(cx)
+    }
+
+    /// The standby will not be back in time (T40).
+    pub(crate) fn give_up(self, cx: &mut Context) -> State {
         cx.act(Action::StopTracking);
         if cx.config.has(Bug::SoloOnLinkLoss) {
             cx.act(Action::OpenOutput);
@@ -318,7 +370,7 @@ impl Protected {
     }
 
     /// The guest has ended. Its last words are released under the solo right (T14).
-    fn leave(self, cx: &mut Context) -> State {
+    pub(crate) fn leave(self, cx: &mut Context) -> State {
         cx.act(Action::StopTracking);
         match self.naming {
             Naming::NotYet if !self.gated => {

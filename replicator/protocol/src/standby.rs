@@ -6,12 +6,17 @@ use crate::event::{Action, Command, Envelope, Message, Refusal, Report, Role, St
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::starting::Starting;
-use crate::state::{Event, State, out_of_place, peer_guest_ended};
+use crate::state::{Event, Loss, State, out_of_place, peer_guest_ended};
 use crate::takeover::TakingOver;
+use crate::time::Time;
 
 /// Holds, or is about to hold, a copy of the primary's guest.
 #[derive(Debug)]
-pub(crate) struct Standby(Held);
+pub(crate) struct Standby {
+    held: Held,
+    /// The link broke, and this is when the primary is given up.
+    until: Option<Time>,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Held {
@@ -22,12 +27,16 @@ enum Held {
 }
 
 impl Standby {
+    fn holding(held: Held) -> State {
+        State::Standby(Self { held, until: None })
+    }
+
     /// A full sync starts: whatever was held before is void.
     pub(crate) fn begin(cx: &mut Context, generation: u64) -> State {
         cx.generation = generation;
         cx.drop_questions();
         cx.act(Action::Expect(generation));
-        State::Standby(Self(Held::Parts))
+        Self::holding(Held::Parts)
     }
 
     /// This twin's guest was handed over, and is held here as the epoch before the first of
@@ -38,12 +47,12 @@ impl Standby {
             epoch: 0,
             named: true,
         };
-        State::Standby(Self(held))
+        Self::holding(held)
     }
 
     /// Without an arbiter: the operator vouches that the primary is dead (T35).
     pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
-        let refusal = match self.0 {
+        let refusal = match self.held {
             Held::Parts => Refusal::NothingHeld,
             Held::Epoch { .. } if cx.link.is_up() => Refusal::PeerIsThere,
             // Never of use: with an arbiter, a standby without a link is promoting already.
@@ -67,25 +76,27 @@ impl Standby {
     }
 
     pub(crate) fn role(&self) -> Role {
-        match self.0 {
+        match self.held {
             Held::Parts => Role::Filling,
             Held::Epoch { .. } => Role::Synced,
         }
     }
 
     pub(crate) fn status(&self, cx: &Context) -> Option<Status> {
-        match self.0 {
-            // With an arbiter a standby that lost its link is promoting instead.
-            Held::Epoch { epoch, .. } if !cx.config.arbiter => Some(Status::Synced { epoch }),
+        match self.held {
+            // With an arbiter a standby that lost its link is promoting instead, or will be.
+            Held::Epoch { epoch, .. } if !cx.config.arbiter || self.until.is_some() => {
+                Some(Status::Synced { epoch })
+            }
             Held::Epoch { .. } | Held::Parts => None,
         }
     }
 
     pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
-        match (event, self.0) {
+        match (event, self.held) {
             (Event::Message(envelope), held) => Self::hear(cx, held, envelope),
             // T21.
-            (Event::LinkLost | Event::LinkFaulty, Held::Parts) => {
+            (Event::LinkLost(_), Held::Parts) => {
                 fail::fail_point!("standby::promote_unsynced", |_| Promoting::begin(cx));
                 if cx.config.has(Bug::PromoteParts) && cx.config.arbiter {
                     return Promoting::begin(cx);
@@ -93,10 +104,39 @@ impl Standby {
                 cx.report(Report::NotNamed);
                 Starting::wait(cx, None)
             }
+            // T40. A link that is there again breaks by silence, or as any other.
+            (Event::Tick, Held::Epoch { .. })
+                if self.until.is_some_and(|at| at <= cx.now) && !cx.link.is_up() =>
+            {
+                Promoting::begin(cx)
+            }
+            (Event::Peer(Status::Cold), Held::Epoch { .. }) if self.until.is_some() => {
+                Promoting::begin(cx)
+            }
+            (Event::Peer(Status::Primary), held @ Held::Epoch { .. }) if self.until.is_some() => {
+                Self::met(cx, held)
+            }
+            // T37.
+            (Event::LinkLost(loss), Held::Epoch { named: true, .. })
+                if loss != Loss::Silent
+                    && cx.config.arbiter
+                    && !cx.config.reconnect.is_zero()
+                    && self.until.is_none_or(|at| at > cx.now) =>
+            {
+                cx.report(Report::Interrupted);
+                let wait = match loss {
+                    Loss::Faulty => cx.config.reconnect.max(cx.config.timeout),
+                    _ => cx.config.reconnect,
+                };
+                let until = self.until.or(Some(cx.now + wait));
+                State::Standby(Self { until, ..self })
+            }
             // T20.
-            (Event::LinkLost, Held::Epoch { .. }) if cx.config.arbiter => Promoting::begin(cx),
-            (Event::LinkFaulty, Held::Epoch { .. }) if cx.config.arbiter => Promoting::later(cx),
-            (Event::LinkLost | Event::LinkFaulty, Held::Epoch { .. }) => {
+            (Event::LinkLost(Loss::Faulty), Held::Epoch { .. }) if cx.config.arbiter => {
+                Promoting::later(cx)
+            }
+            (Event::LinkLost(_), Held::Epoch { .. }) if cx.config.arbiter => Promoting::begin(cx),
+            (Event::LinkLost(_), Held::Epoch { .. }) => {
                 cx.report(Report::NotPromoting);
                 State::Standby(self)
             }
@@ -112,6 +152,18 @@ impl Standby {
             }
             _ => State::Standby(self),
         }
+    }
+
+    pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
+        self.until.filter(|_| !cx.link.is_up())
+    }
+
+    /// The primary is there again. If it is of the same generation, all goes on as before (T39).
+    fn met(cx: &mut Context, held: Held) -> State {
+        if cx.link.peer_generation() == cx.generation {
+            cx.report(Report::Resumed(cx.generation));
+        }
+        Self::holding(held)
     }
 
     fn hear(cx: &mut Context, held: Held, envelope: Envelope) -> State {
@@ -160,7 +212,7 @@ impl Standby {
                 held
             }
         };
-        State::Standby(Self(held))
+        Self::holding(held)
     }
 }
 

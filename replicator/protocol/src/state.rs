@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::event::{CloseReason, Command, End, Envelope, Message, Role, Status};
 use crate::handover::HandingOver;
 use crate::holding::Holding;
+use crate::interrupted::Interrupted;
 use crate::operator::operate;
 use crate::protected::Protected;
 use crate::record::Answer;
@@ -19,9 +20,7 @@ use crate::time::Time;
 pub(crate) enum Event {
     /// Both sides have greeted: the peer is in this condition.
     Peer(Status),
-    LinkLost,
-    /// The link is gone, though the peer is alive.
-    LinkFaulty,
+    LinkLost(Loss),
     /// Anything but a hello, under the right generation.
     Message(Envelope),
     Answer(Answer),
@@ -41,12 +40,40 @@ pub(crate) enum Event {
     Operator(Command),
 }
 
+/// How a link was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// It ended, or what came over it had no place here.
+    Broken,
+    /// Bytes that came over it were harmed: the peer is alive.
+    Faulty,
+    /// Nothing came for the configured timeout. That may have been long ago, if this twin was
+    /// frozen itself.
+    Silent,
+    /// A state of this twin has given it up.
+    GivenUp,
+}
+
+impl From<CloseReason> for Loss {
+    fn from(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::Silent => Self::Silent,
+            CloseReason::StaleGeneration | CloseReason::OutOfPlace(_) => Self::Broken,
+            CloseReason::TwoPrimaries(_)
+            | CloseReason::NoCapture
+            | CloseReason::NotTakenOver
+            | CloseReason::PeerLeft => Self::GivenUp,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum State {
     Starting(Starting),
     Solo(Solo),
     Syncing(Syncing),
     Protected(Protected),
+    Interrupted(Interrupted),
     Holding(Holding),
     HandingOver(HandingOver),
     Standby(Standby),
@@ -65,6 +92,7 @@ impl State {
             Self::Solo(state) => state.step(cx, event),
             Self::Syncing(state) => state.step(cx, event),
             Self::Protected(state) => state.step(cx, event),
+            Self::Interrupted(state) => state.step(cx, event),
             Self::Holding(state) => state.step(cx, event),
             Self::HandingOver(state) => state.step(cx, event),
             Self::Standby(state) => state.step(cx, event),
@@ -81,6 +109,7 @@ impl State {
             Self::Starting(state) => state.waits().then_some(Status::Cold),
             Self::Solo(state) => state.settled().then_some(Status::Primary),
             Self::Holding(state) => state.waits_for_peer(cx).then_some(Status::Primary),
+            Self::Interrupted(_) => Some(Status::Primary),
             Self::HandingOver(state) => state.status(),
             Self::Standby(state) => state.status(cx),
             Self::Syncing(_)
@@ -94,12 +123,13 @@ impl State {
     pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
         match self {
             Self::Protected(state) => state.deadline(cx),
+            Self::Interrupted(state) => Some(state.deadline()),
+            Self::Standby(state) => state.deadline(cx),
             Self::Holding(state) => state.deadline(),
             Self::HandingOver(state) => state.deadline(),
             Self::Starting(_)
             | Self::Solo(_)
             | Self::Syncing(_)
-            | Self::Standby(_)
             | Self::Promoting(_)
             | Self::TakingOver(_)
             | Self::Ended => None,
@@ -112,6 +142,7 @@ impl State {
             Self::Solo(_) => Role::Solo,
             Self::Syncing(_) => Role::Syncing,
             Self::Protected(_) => Role::Protected,
+            Self::Interrupted(_) => Role::Interrupted,
             Self::Holding(_) => Role::Holding,
             Self::HandingOver(state) => state.role(),
             Self::Standby(state) => state.role(),
@@ -124,7 +155,11 @@ impl State {
     pub(crate) fn runs_guest(&self) -> bool {
         matches!(
             self,
-            Self::Solo(_) | Self::Syncing(_) | Self::Protected(_) | Self::Holding(_)
+            Self::Solo(_)
+                | Self::Syncing(_)
+                | Self::Protected(_)
+                | Self::Interrupted(_)
+                | Self::Holding(_)
         )
     }
 }

@@ -51,7 +51,7 @@ impl Syncing {
             }
             Event::Harvested(pages) => self.harvested(cx, pages),
             // T9.
-            Event::LinkLost | Event::LinkFaulty => {
+            Event::LinkLost(_) => {
                 cx.act(Action::StopTracking);
                 if self.gated {
                     Holding::for_peer(cx, self.right)

@@ -51,7 +51,7 @@ impl TakingOver {
         match event {
             Event::Answer(answer) => return self.answered(cx, answer),
             Event::Retry => cx.ask(Request::Read),
-            Event::LinkLost | Event::LinkFaulty => self.linked = false,
+            Event::LinkLost(_) => self.linked = false,
             Event::Message(envelope) => out_of_place(cx, envelope.message),
             _ => {}
         }

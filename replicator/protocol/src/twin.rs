@@ -7,7 +7,7 @@ use crate::event::{Action, CloseReason, End, Envelope, Input, Message, Role};
 use crate::link::Link;
 use crate::record::Answer;
 use crate::starting::Starting;
-use crate::state::{Event, State};
+use crate::state::{Event, Loss, State};
 use crate::time::Time;
 
 /// The protocol's state machine for one twin.
@@ -26,7 +26,7 @@ impl Twin {
             link: Link::default(),
             actions: Default::default(),
             retry_at: None,
-            closed: false,
+            closed: None,
             asked: 0,
             void: 0,
             generation: 0,
@@ -52,7 +52,7 @@ impl Twin {
                 self.cx.link.up(now);
             }
             Input::LinkDown => self.link_lost(),
-            Input::LinkFault => self.link_gone(Event::LinkFaulty),
+            Input::LinkFault => self.link_gone(Loss::Faulty),
             Input::Heard => self.heard(),
             Input::Received(envelope) => self.receive(envelope),
             Input::Arbiter(answer) if self.cx.answered() => self.answered(answer),
@@ -109,8 +109,8 @@ impl Twin {
     fn step(&mut self, event: Event) {
         self.advance(event);
         // A state that closed the link is then told that it is gone, like any other loss.
-        while std::mem::take(&mut self.cx.closed) {
-            self.advance(Event::LinkLost);
+        while let Some(loss) = self.cx.closed.take() {
+            self.advance(Event::LinkLost(loss));
         }
     }
 
@@ -120,20 +120,20 @@ impl Twin {
     }
 
     fn link_lost(&mut self) {
-        self.link_gone(Event::LinkLost);
+        self.link_gone(Loss::Broken);
     }
 
-    fn link_gone(&mut self, how: Event) {
+    fn link_gone(&mut self, loss: Loss) {
         if self.cx.link.is_up() {
             self.cx.link.down();
-            self.step(how);
+            self.step(Event::LinkLost(loss));
         }
     }
 
     fn close(&mut self, reason: CloseReason) {
         self.cx.close(reason);
-        if std::mem::take(&mut self.cx.closed) {
-            self.step(Event::LinkLost);
+        if let Some(loss) = self.cx.closed.take() {
+            self.step(Event::LinkLost(loss));
         }
     }
 

@@ -93,6 +93,7 @@ impl<'a> Driver<'a> {
         core.epoch = config.epoch;
         core.heartbeat = config.heartbeat;
         core.timeout = config.timeout;
+        core.reconnect = config.reconnect;
         if let Some(notes) = &mut config.notes {
             core.noted = notes.read().map_err(Error::Note)?;
         }
@@ -380,7 +381,7 @@ impl<'a> Driver<'a> {
     fn runs_guest(&self) -> bool {
         matches!(
             self.twin.role(),
-            Role::Solo | Role::Syncing | Role::Protected | Role::Holding
+            Role::Solo | Role::Syncing | Role::Protected | Role::Interrupted | Role::Holding
         )
     }
 

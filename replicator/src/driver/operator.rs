@@ -99,6 +99,7 @@ impl Driver<'_> {
                 Role::Solo => "solo",
                 Role::Syncing => "syncing",
                 Role::Protected => "protected",
+                Role::Interrupted => "reconnecting",
                 Role::Holding => "holding",
                 Role::HandingOver => "handing-over",
                 Role::Filling => "filling",

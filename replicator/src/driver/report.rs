@@ -41,6 +41,8 @@ impl Driver<'_> {
             }
             Report::Promoted(generation) => info!(generation, "promoted"),
             Report::Fenced => error!(%peer, "fenced"),
+            Report::Interrupted => warn!(%peer, "the link broke: waiting for the peer to be back"),
+            Report::Resumed(generation) => info!(%peer, generation, "resumed"),
             Report::HandingOver(generation) => info!(%peer, generation, "handing the guest over"),
             Report::HandedOver(generation) => {
                 self.forward_for_a_while();

@@ -4,5 +4,6 @@ mod hostile;
 mod operator;
 mod pair;
 mod previous;
+mod reconnect;
 mod secured;
 mod support;

@@ -1,6 +1,6 @@
 //! Doing what the core says, in the way of the production driver (`replicator/src/driver`).
 
-use evertwin_protocol::{Action, Envelope, Input, Message, Report, Request};
+use evertwin_protocol::{Action, Envelope, Input, Message, Report, Request, Status};
 
 use crate::check::{Invariant, demand};
 use crate::host::Round;
@@ -134,12 +134,19 @@ impl World<'_> {
         let machine = &mut process.machine;
         match action {
             Action::Send(envelope) => {
-                if envelope.message == Message::Ack {
-                    let held = process.whole;
-                    let (generation, epoch) = (envelope.generation, envelope.epoch);
-                    let verdict = self.commits.acknowledged(held, generation, epoch);
-                    self.judge(verdict);
-                }
+                let generation = envelope.generation;
+                let verdict = match envelope.message {
+                    Message::Ack => {
+                        process.promised = Some((generation, envelope.epoch));
+                        let held = process.whole;
+                        self.commits.acknowledged(held, generation, envelope.epoch)
+                    }
+                    Message::Hello(Status::Synced { epoch }) => {
+                        self.commits.greeted(process.promised, generation, epoch)
+                    }
+                    _ => Ok(()),
+                };
+                self.judge(verdict);
                 self.queue_frame(host, envelope, None);
             }
             Action::Close(_) => self.cut_link(host),
@@ -216,6 +223,7 @@ impl World<'_> {
                 let idle = machine.capture(epoch, &place.disk, clock);
                 if matches!(action, Action::CaptureLast(_)) {
                     machine.stay(clock);
+                    process.promised = Some((process.twin.generation(), epoch));
                 }
                 process.inputs.push_back(Input::Captured { epoch, idle });
                 let bounded = machine.in_flight() as u64 <= self.schedule.window;

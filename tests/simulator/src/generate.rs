@@ -20,6 +20,7 @@ impl Schedule {
             heal_us,
             last_blow: random.chance(50),
             faults: Vec::new(),
+            reconnect_us: 0,
         };
         // Each schedule has a taste of its own: few kinds of faults, so that the same kind
         // comes in rows, and now and then everything at once.
@@ -47,6 +48,7 @@ impl Schedule {
                 break;
             }
         }
+        schedule.reconnect_us = random.one_of(&[0, 0, 20_000, 60_000]);
         schedule
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Process {
     pub(crate) received: u32,
     /// The generation and number of the last epoch received.
     pub(crate) whole: Option<(u64, u64)>,
+    /// The last epoch that it acknowledged, or made as its guest's last here, and its generation.
+    pub(crate) promised: Option<(u64, u64)>,
     /// The last epoch shipped.
     pub(crate) shipped: u64,
     /// The standby has acknowledged an epoch since the sync began.

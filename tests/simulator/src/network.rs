@@ -2,7 +2,7 @@
 //!
 //! Within a connection each direction is in order, but what is said overtakes bulk data.
 
-use evertwin_protocol::{Envelope, Input, Message, Role};
+use evertwin_protocol::{Envelope, Input, Message, Role, Status};
 
 use crate::queue::Event;
 use crate::random::Random;
@@ -315,11 +315,11 @@ impl World<'_> {
             return;
         };
         let envelope = frame.envelope;
+        if let Some(epoch) = held_by_sender(&envelope) {
+            self.commits.arrived(envelope.generation, epoch);
+        }
         match envelope.message {
-            Message::Ack => {
-                process.acknowledged = true;
-                self.commits.arrived(envelope.generation, envelope.epoch);
-            }
+            Message::Ack => process.acknowledged = true,
             Message::Epoch => {
                 process.received = frame.load;
                 process.whole = Some((envelope.generation, envelope.epoch));
@@ -364,6 +364,16 @@ impl World<'_> {
             return self.input(host, Input::Received(frame.envelope));
         }
         self.received(host, frame);
+    }
+}
+
+/// The epoch that a standby says to hold: by its acknowledgement, or in its hello after its link
+/// broke. One that was handed over has no number of its own.
+fn held_by_sender(envelope: &Envelope) -> Option<u64> {
+    match envelope.message {
+        Message::Ack => Some(envelope.epoch),
+        Message::Hello(Status::Synced { epoch }) => (epoch > 0).then_some(epoch),
+        _ => None,
     }
 }
 

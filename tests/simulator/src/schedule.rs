@@ -15,6 +15,9 @@ pub struct Schedule {
     pub arbiter: bool,
     /// Epochs that may be in flight.
     pub window: u64,
+    /// How long a twin waits for its peer to be back after its link broke.
+    #[serde(default)]
+    pub reconnect_us: u64,
     /// Length of a busy guest's epoch.
     pub epoch_us: u64,
     /// Time between two things that the guest does, at most.

@@ -69,9 +69,10 @@ impl Shrinking {
 
     /// Makes the world plainer.
     fn simplify(&mut self) -> bool {
-        let changes: [fn(&mut Schedule); 4] = [
+        let changes: [fn(&mut Schedule); 5] = [
             |schedule| schedule.last_blow = false,
             |schedule| schedule.window = 1,
+            |schedule| schedule.reconnect_us = 0,
             |schedule| schedule.second_us = 100,
             |schedule| schedule.heal_us = schedule.heal_us * 3 / 4,
         ];

@@ -285,6 +285,7 @@ impl<'a> World<'a> {
         config.timeout = Duration::from_nanos(TIMEOUT);
         config.retry = millis(15);
         config.window = schedule.window;
+        config.reconnect = Duration::from_micros(schedule.reconnect_us);
         config.last_round_pages = 4;
         config.rounds = 4;
         config.leave = millis(100);
@@ -305,6 +306,7 @@ impl<'a> World<'a> {
             busy: false,
             received: 0,
             whole: None,
+            promised: None,
             shipped: 0,
             acknowledged: false,
             round: Round::default(),

@@ -2,11 +2,12 @@
 
 use evertwin_simulator::{Command, Fault, Schedule, What, run};
 
-fn schedule(arbiter: bool, faults: Vec<Fault>) -> Schedule {
+fn schedule(arbiter: bool, reconnect_us: u64, faults: Vec<Fault>) -> Schedule {
     Schedule {
         seed: 1,
         arbiter,
         window: 2,
+        reconnect_us,
         epoch_us: 5_000,
         step_us: 4_000,
         second_us: 1_000,
@@ -42,10 +43,10 @@ fn crash(host: usize, after: u64, mode: u64) -> Fault {
     }
 }
 
-fn every_crash(arbiter: bool) {
+fn every_crash(arbiter: bool, reconnect_us: u64) {
     let mut schedules = 0;
     for story in stories() {
-        let sound = schedule(arbiter, story);
+        let sound = schedule(arbiter, reconnect_us, story);
         let outcome = run(&sound, None);
         assert_eq!(outcome.violation, None);
         for host in 0..2 {
@@ -67,10 +68,15 @@ fn every_crash(arbiter: bool) {
 
 #[test]
 fn a_twin_may_die_anywhere() {
-    every_crash(true);
+    every_crash(true, 0);
 }
 
 #[test]
 fn a_twin_may_die_anywhere_without_an_arbiter() {
-    every_crash(false);
+    every_crash(false, 0);
+}
+
+#[test]
+fn a_twin_may_die_anywhere_while_the_other_waits_for_it() {
+    every_crash(true, 20_000);
 }

@@ -77,6 +77,7 @@ struct ReplicationEntry {
     epoch: Option<String>,
     heartbeat: Option<String>,
     timeout: Option<String>,
+    reconnect: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -238,6 +239,10 @@ fn replication(
         epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
         heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
         timeout: time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?,
+        reconnect: match entry.and_then(|r| r.reconnect.as_deref()) {
+            None => Duration::ZERO,
+            given => time("reconnect", given, 0)?,
+        },
         control: match &file.control {
             Some(path) => place(path),
             None => default_socket(&file.name, node),

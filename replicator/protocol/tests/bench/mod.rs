@@ -26,6 +26,15 @@ impl Bench {
         Self { twin, now: 0 }
     }
 
+    /// The same as another, with time for its peer to be back after their link broke.
+    pub(crate) fn patient(name: &str) -> Self {
+        let peer = if name == "a" { "b" } else { "a" };
+        let mut config = Config::new(node(name), node(peer), true);
+        config.reconnect = Duration::from_millis(200);
+        let twin = Twin::new(config);
+        Self { twin, now: 0 }
+    }
+
     /// A twin without an arbiter, on a host that noted this.
     pub(crate) fn noted(name: &str, noted: Option<Record>) -> Self {
         let peer = if name == "a" { "b" } else { "a" };
@@ -93,7 +102,11 @@ impl Bench {
 
     /// A primary that has shipped epoch 1 of its first sync.
     pub(crate) fn shipped() -> Self {
-        let mut bench = Self::new("a", true);
+        Self::new("a", true).ship()
+    }
+
+    fn ship(mut self) -> Self {
+        let bench = &mut self;
         bench.give(Input::Start);
         bench.give(Input::Arbiter(Answer::Record(None)));
         bench.give(Input::Arbiter(Answer::Won));
@@ -103,12 +116,16 @@ impl Bench {
         bench.give(Input::Harvested(0));
         let epoch = 1;
         bench.give(Input::Captured { epoch, idle: false });
-        bench
+        self
     }
 
     /// A primary whose standby is named, with epoch 1 committed.
     pub(crate) fn protected() -> Self {
-        let mut bench = Self::shipped();
+        Self::new("a", true).protect()
+    }
+
+    pub(crate) fn protect(self) -> Self {
+        let mut bench = self.ship();
         bench.hear(1, 1, Message::Ack);
         let actions = bench.give(Input::Arbiter(Answer::Won));
         assert_eq!(actions[0], Action::Release(1));
@@ -118,7 +135,11 @@ impl Bench {
 
     /// A standby that holds epoch 1 of generation 1.
     pub(crate) fn synced(arbiter: bool) -> Self {
-        let mut bench = Self::new("b", arbiter);
+        Self::new("b", arbiter).sync(arbiter)
+    }
+
+    pub(crate) fn sync(mut self, arbiter: bool) -> Self {
+        let bench = &mut self;
         bench.give(Input::Start);
         if arbiter {
             bench.give(Input::Arbiter(Answer::Record(Some(claimed()))));
@@ -129,7 +150,7 @@ impl Bench {
         assert_eq!(bench.hear(1, 0, Message::SyncPages), [Action::Store]);
         let actions = bench.hear(1, 1, Message::Epoch);
         assert_eq!(actions, [ack(1), Action::Apply(1)], "acknowledged first");
-        bench
+        self
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct Pair {
     pub listen: SocketAddr,
     pub dial: SocketAddr,
     pub arbiter: bool,
+    /// How long twins wait for each other after their link broke.
+    pub reconnect: Duration,
     /// Nodes without TLS.
     pub plaintext: Vec<&'static str>,
     /// Nodes that show the keys of others.
@@ -97,6 +99,7 @@ impl Pair {
             listen,
             dial: listen,
             arbiter: true,
+            reconnect: Duration::ZERO,
             plaintext: Vec::new(),
             posing: Vec::new(),
         }
@@ -146,6 +149,7 @@ impl Pair {
             epoch: Duration::from_millis(5),
             heartbeat: Duration::from_millis(20),
             timeout: TIMEOUT,
+            reconnect: self.reconnect,
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
             notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),

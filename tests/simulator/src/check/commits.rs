@@ -49,6 +49,25 @@ impl Commits {
         )
     }
 
+    /// A standby says in a hello which epoch it holds; `promised` is the last one that it has
+    /// acknowledged. One that was handed over has no number of its own.
+    pub(crate) fn greeted(
+        &self,
+        promised: Option<(u64, u64)>,
+        generation: u64,
+        epoch: u64,
+    ) -> Verdict {
+        demand(
+            epoch == 0 || promised == Some((generation, epoch)),
+            Invariant::WholeEpochs,
+            || {
+                format!(
+                    "epoch {epoch} of generation {generation} was claimed, not acknowledged: {promised:?}"
+                )
+            },
+        )
+    }
+
     /// A standby acknowledges an epoch; `held` is the last one that it has got whole.
     pub(crate) fn acknowledged(
         &self,
