@@ -8,6 +8,7 @@ pub mod arbiter;
 mod config;
 mod connection;
 pub mod control;
+mod crash;
 mod driver;
 pub mod machine;
 mod network;

@@ -9,7 +9,8 @@ use std::thread;
 use evertwin_protocol::{Answer, Request};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{Arbiter, CasOutcome};
+use super::{Arbiter, CasOutcome, Record};
+use crate::crash::crash_point;
 
 /// The arbiter's thread. It ends by itself after the question it works on.
 pub(crate) struct ArbiterThread {
@@ -64,22 +65,44 @@ impl ArbiterThread {
     }
 }
 
+/// Where to crash before a swap, and where after it was written (PROTOCOL.md §2.1).
+fn crash_points(expected: Option<&Record>, new: &Record) -> [&'static str; 2] {
+    match (expected, new.standby) {
+        // R8
+        (Some(old), Some(_)) if old.releaser != new.releaser => {
+            ["exchange::asked", "exchange::written"]
+        }
+        // R4
+        (_, Some(_)) => ["naming::asked", "naming::written"],
+        // R7
+        (Some(old), None) if old.releaser != new.releaser => {
+            ["promotion::asked", "promotion::written"]
+        }
+        // R3, R5
+        (Some(old), None) if old.standby.is_some() => ["strike::asked", "strike::written"],
+        // R1, R2, R6
+        (_, None) => ["claim::asked", "claim::written"],
+    }
+}
+
 /// `trouble` is what the operator was told last: the arbiter is asked many times a second.
 fn ask(arbiter: &mut dyn Arbiter, request: Request, trouble: &mut Option<String>) -> Answer {
-    fail::fail_point!("arbiter::before");
     let answer = match request {
         Request::Read => arbiter.read().map(Answer::Record),
         Request::Swap { expected, new } => {
             fail::fail_point!("arbiter::cas_always_wins", |_| Answer::Won);
-            arbiter
-                .compare_and_swap(expected.as_ref(), &new)
-                .map(|outcome| match outcome {
-                    CasOutcome::Won => Answer::Won,
-                    CasOutcome::Lost(record) => Answer::Lost(record),
-                })
+            let [asked, written] = crash_points(expected.as_ref(), &new);
+            crash_point(asked);
+            let outcome = arbiter.compare_and_swap(expected.as_ref(), &new);
+            if matches!(outcome, Ok(CasOutcome::Won)) {
+                crash_point(written);
+            }
+            outcome.map(|outcome| match outcome {
+                CasOutcome::Won => Answer::Won,
+                CasOutcome::Lost(record) => Answer::Lost(record),
+            })
         }
     };
-    fail::fail_point!("arbiter::after");
     match answer {
         Ok(answer) => {
             if trouble.take().is_some() {

@@ -9,6 +9,7 @@ use super::inbound::Kept;
 use super::sync::SyncRound;
 use super::{Driver, Shipment};
 use crate::config::Error;
+use crate::crash::crash_point;
 use crate::machine::{Capture, MachineError, PAGE_SIZE};
 use crate::wire::{Frame, Hello, Kind, VERSION, ship};
 
@@ -31,13 +32,19 @@ impl Driver<'_> {
                     self.inputs.push_back(Input::Arbiter(answer));
                 }
             }
-            Action::Boot => self.machine.boot()?,
+            Action::Boot => {
+                self.machine.boot()?;
+                crash_point("boot::after");
+            }
             Action::HoldOutput => self.machine.hold_output(),
-            Action::OpenOutput => self.machine.open_output(),
+            Action::OpenOutput => {
+                self.machine.open_output();
+                crash_point("output::opened");
+            }
             Action::DropOutput => self.machine.drop_output(),
             Action::Release(epoch) => {
                 self.machine.release_through(epoch);
-                fail::fail_point!("epoch::released");
+                crash_point("epoch::released");
             }
             Action::StartTracking => {
                 let started = self.machine.start_tracking();
@@ -46,6 +53,7 @@ impl Driver<'_> {
             Action::StopTracking => self.stop_tracking(),
             Action::SendMemory(generation) => {
                 self.sync = Some(SyncRound::everything(generation, &self.identity.memory));
+                self.crash_point_sent("sync::begun");
             }
             Action::Harvest => {
                 let harvested = self.machine.harvest_live(&mut self.harvest);
@@ -77,24 +85,27 @@ impl Driver<'_> {
                 self.forget_received();
                 // The copy that follows leaves out what is zero.
                 self.machine.clear_disks()?;
+                crash_point("fill::cleared");
             }
             Action::Store => {
                 if let Some(write) = self.disk_part.take() {
                     fail::fail_point!("disk::skip_sync", |_| Ok(()));
                     self.machine.write_disks(&[write])?;
+                    crash_point("fill::disks");
                 } else {
                     self.machine.zero_pages(&self.pages.zero)?;
                     self.machine.store_pages(&self.pages.full, bytes)?;
+                    crash_point("fill::memory");
                 }
             }
             Action::Apply(epoch) => self.apply(epoch)?,
             Action::Promote => {
-                fail::fail_point!("promote::before");
+                crash_point("promote::before");
                 let inbound = self.kept.take();
                 // A generation's epochs are numbered anew.
                 self.last_epoch = 0;
                 self.machine.promote(inbound)?;
-                fail::fail_point!("promote::after");
+                crash_point("promote::after");
             }
             Action::Fence => {
                 fail::fail_point!("fence::ignore", |_| {
@@ -141,6 +152,12 @@ impl Driver<'_> {
             Message::SyncPages | Message::Epoch => return,
         };
         self.queue(Frame::new(kind, envelope.generation, envelope.epoch, &[]));
+        match envelope.message {
+            Message::Named => self.crash_point_sent("naming::told"),
+            Message::HandOver => self.crash_point_sent("handover::offered"),
+            Message::TookOver => self.crash_point_sent("handover::took_over"),
+            _ => {}
+        }
     }
 
     pub(super) fn queue(&mut self, frame: Frame) {
@@ -196,7 +213,11 @@ impl Driver<'_> {
                 let idle = into.pages.is_empty() && into.disk_writes.is_empty();
                 self.shipments.push_back(Shipment { epoch, capture });
                 self.inputs.push_back(Input::Captured { epoch, idle });
-                fail::fail_point!("epoch::captured");
+                crash_point(if last {
+                    "handover::captured"
+                } else {
+                    "epoch::captured"
+                });
             }
             Err(error) => {
                 warn!(%error, epoch, "the epoch could not be captured; it goes on");
@@ -229,13 +250,18 @@ impl Driver<'_> {
         };
         let memory = self.identity.memory.iter();
         let memory_pages = memory.map(|region| region.len).sum::<u64>() / PAGE_SIZE as u64;
+        let half = half_of(&shipment.capture);
+        let mut bytes = 0;
         let queued = ship(
             &shipment.capture,
             generation,
             epoch,
             memory_pages,
             |frame| {
-                link.queue_bulk(frame);
+                if half.is_none_or(|half| bytes < half) {
+                    bytes += frame.len();
+                    link.queue_bulk(frame);
+                }
             },
         );
         if queued.is_none() {
@@ -246,7 +272,21 @@ impl Driver<'_> {
         if self.network.link.is_some() {
             self.early_release(epoch);
         }
-        fail::fail_point!("epoch::shipped");
+        if half.is_some() {
+            self.crash_with_queue_sent();
+        }
+        self.crash_point_sent("epoch::shipped");
+    }
+
+    /// A point to crash at once what is queued has left, as far as the socket takes it.
+    fn crash_point_sent(&mut self, _name: &str) {
+        fail::fail_point!(_name, |_| self.crash_with_queue_sent());
+    }
+
+    fn crash_with_queue_sent(&mut self) {
+        // Sends are tried at once when they are submitted.
+        let _ = self.turn().map(|()| self.ring.submit());
+        crate::crash::die();
     }
 
     /// Nothing, but for a test that breaks I1 on purpose.
@@ -262,14 +302,14 @@ impl Driver<'_> {
             self.recycle(shipment.capture);
         }
         self.last_epoch = through;
-        fail::fail_point!("epoch::committed");
+        crash_point("epoch::committed");
     }
 
     fn apply(&mut self, epoch: u64) -> Result<(), Error> {
         // The acknowledgement leaves first: the primary's output need not wait for the copy.
         self.turn()?;
         self.ring.submit().map_err(Error::Ring)?;
-        fail::fail_point!("epoch::acked");
+        crash_point("epoch::acked");
         let Capture {
             state,
             pages,
@@ -277,10 +317,20 @@ impl Driver<'_> {
             disk_writes,
         } = self.assembly.capture();
         self.machine.store_pages(pages, bytes)?;
+        crash_point("epoch::half_applied");
         self.machine.apply(state, disk_writes)?;
         self.kept.committed(epoch);
         self.last_epoch = epoch;
-        fail::fail_point!("epoch::applied");
+        crash_point("epoch::applied");
         Ok(())
     }
+}
+
+/// Nothing, but for a test that has this twin die with half of an epoch sent: so many bytes.
+fn half_of(_capture: &Capture) -> Option<usize> {
+    fail::fail_point!("epoch::half_shipped", |_| {
+        let Capture { bytes, state, .. } = _capture;
+        Some((bytes.len() + state.len()) / 2)
+    });
+    None
 }

@@ -7,6 +7,7 @@ use tracing::{error, info, warn};
 
 use super::Driver;
 use crate::config::Error;
+use crate::crash::crash_point;
 use crate::network::Place;
 use crate::tls::TlsError;
 use crate::wire::{
@@ -145,6 +146,7 @@ impl Driver<'_> {
                     self.early_ack(header);
                 }
                 return if whole {
+                    crash_point("epoch::received");
                     self.received(header, Message::Epoch, &[])
                 } else {
                     Ok(())

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::arbiter::{Arbiter, ArbiterThread};
 use crate::config::{Config, Ended, Error};
+use crate::crash::crash_point;
 use crate::machine::{Capture, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
@@ -368,6 +369,7 @@ impl<'a> Driver<'a> {
             self.network.cut_link();
             self.forget_received();
             self.inputs.push_back(Input::LinkDown);
+            crash_point("link::lost");
         }
     }
 

@@ -4,6 +4,7 @@ use evertwin_protocol::{CloseReason, Report};
 use tracing::{error, info, warn};
 
 use super::Driver;
+use crate::crash::crash_point;
 
 impl Driver<'_> {
     pub(super) fn report(&mut self, report: Report) {
@@ -26,7 +27,10 @@ impl Driver<'_> {
             Report::Protected(generation) => info!(%peer, generation, "protected"),
             Report::Solo(generation) => info!(generation, "solo"),
             Report::Holding => warn!(%peer, "holding output: the peer is gone"),
-            Report::StandbyReady(generation) => info!(%peer, generation, "standby ready"),
+            Report::StandbyReady(generation) => {
+                info!(%peer, generation, "standby ready");
+                crash_point("standby::ready");
+            }
             Report::NotPromoting => warn!(
                 %peer,
                 "the primary is gone; without an arbiter nothing is promoted by itself"

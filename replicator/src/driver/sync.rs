@@ -7,6 +7,7 @@ use tracing::{error, info};
 
 use super::Driver;
 use crate::control::SyncStatus;
+use crate::crash::crash_point;
 use crate::machine::{DiskPosition, MemoryRegion, PAGE_SIZE};
 use crate::wire::{PAGES_PER_FRAME, sync_disk_frames, sync_frame};
 
@@ -164,11 +165,13 @@ impl Driver<'_> {
                     link.queue_bulk(frame);
                 }
                 round.tell(false);
+                crash_point("sync::disks");
                 continue;
             }
             if !round.advance() {
                 if link.all_sent() {
                     round.tell(true);
+                    crash_point("sync::round");
                     self.sync = None;
                     self.inputs.push_back(Input::RoundSent);
                 }
@@ -179,7 +182,7 @@ impl Driver<'_> {
             round.bytes += frame.len() as u64;
             link.queue_bulk(frame);
             round.tell(false);
-            fail::fail_point!("sync::queued");
+            crash_point("sync::memory");
         }
     }
 }

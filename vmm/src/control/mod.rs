@@ -12,7 +12,7 @@ use evertwin_replicator::control::TwinStatus;
 use serde::{Deserialize, Serialize};
 
 /// What is asked of a twin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// What does it do?
@@ -23,6 +23,14 @@ pub enum Request {
     Promote,
     /// End, without harm to the guest.
     Leave,
+    /// Arm a named point of the product for a test.
+    #[cfg(feature = "failpoints")]
+    Failpoint {
+        /// Its name.
+        name: String,
+        /// What happens there, as in the environment variable `FAILPOINTS`.
+        actions: String,
+    },
 }
 
 /// Its answer.
@@ -36,6 +44,9 @@ pub enum Reply {
         /// The generation now in force.
         generation: u64,
     },
+    /// To [`Request::Failpoint`].
+    #[cfg(feature = "failpoints")]
+    Armed,
     /// It was not, and why.
     Error(String),
 }

@@ -126,6 +126,13 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
         Request::Switchover => Command::Switchover,
         Request::Promote => Command::Promote,
         Request::Leave => Command::Leave,
+        #[cfg(feature = "failpoints")]
+        Request::Failpoint { name, actions } => {
+            return match fail::cfg(name, &actions) {
+                Ok(()) => Reply::Armed,
+                Err(why) => Reply::Error(why),
+            };
+        }
     };
     match controller.command(command, COMMAND) {
         Ok(generation) => Reply::Done { generation },
