@@ -4,7 +4,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test test-native test-lab sim demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage deps clean
+.PHONY: help build test test-native test-lab sim demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage crashpoints deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ sabotage: ## break each invariant on purpose and see the tests find it
 
 lab-sabotage: lab-build ## break the monitor on purpose and see the lab find it (root)
 	@tests/sabotage lab
+
+crashpoints: ## kill each twin at each crash point in turn (2 min); ARGS="--point NAME --node a --rounds 5 --seed N" or --list (root)
+	@tests/install-deps
+	$(CARGO) build --release --locked --package evertwin --features failpoints --target-dir target/sabotage
+	@$(CARGO) run --locked --package evertwin-crashpoints -- $(ARGS)
 
 deps: ## install from Debian what the tests need and this machine lacks (root)
 	@tests/install-deps
