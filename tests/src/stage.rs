@@ -129,6 +129,25 @@ impl Stage {
         }
     }
 
+    /// Frames that a host has received from its guest so far.
+    ///
+    /// # Panics
+    /// If the host does not say.
+    #[must_use]
+    pub fn frames_from_guest(&self, node: Node) -> u64 {
+        let host = self.pair.topology.host(node);
+        let table = host
+            .enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))
+            .unwrap()
+            .unwrap();
+        let line = table
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix("tap0:"))
+            .unwrap();
+        // Fields of a device: received bytes, received packets, ...
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// Starts a judging client on one connection.
     ///
     /// # Panics

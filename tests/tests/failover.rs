@@ -199,12 +199,12 @@ fn a_frozen_primary_is_replaced_and_fenced_when_it_thaws() {
     stage.twin(Node::A).freeze();
     stage.wait_for(Node::B, "promoted");
     wait_for_more(&load, 200);
-    let sent = frames_from_guest(&stage, Node::A);
+    let sent = stage.frames_from_guest(Node::A);
     stage.twin(Node::A).thaw();
     stage.wait_for(Node::A, "fenced");
     wait_for_more(&load, 1000);
     assert_eq!(
-        frames_from_guest(&stage, Node::A),
+        stage.frames_from_guest(Node::A),
         sent,
         "the thawed twin sent frames"
     );
@@ -314,19 +314,4 @@ fn redis_benchmark_does_not_notice_the_kill() {
     for test in ["\"SET\"", "\"GET\"", "\"INCR\""] {
         assert!(text.contains(test) && !text.contains("Error"), "{text}");
     }
-}
-
-/// Frames that a host has received from its guest so far.
-fn frames_from_guest(stage: &Stage, node: Node) -> u64 {
-    let host = stage.pair.topology.host(node);
-    let table = host
-        .enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))
-        .unwrap()
-        .unwrap();
-    let line = table
-        .lines()
-        .find_map(|line| line.trim_start().strip_prefix("tap0:"))
-        .unwrap();
-    // Fields of a device: received bytes, received packets, ...
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -122,7 +122,30 @@ impl NetNamespace {
     /// # Errors
     /// [`LabError::NoProgram`] without iproute2; [`LabError::Command`] with what `ip` said.
     pub fn ip(&self, lines: &[String]) -> Result<(), LabError> {
-        let mut command = self.command("ip");
+        self.batch("ip", lines)
+    }
+
+    /// Lets nothing more leave through a network device. What comes in by it still does.
+    ///
+    /// # Errors
+    /// As [`NetNamespace::ip`]: `tc` is of iproute2, too.
+    pub fn cut_outbound(&self, device: &str) -> Result<(), LabError> {
+        self.batch(
+            "tc",
+            &[format!("qdisc replace dev {device} root blackhole")],
+        )
+    }
+
+    /// Undoes [`NetNamespace::cut_outbound`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn heal_outbound(&self, device: &str) -> Result<(), LabError> {
+        self.batch("tc", &[format!("qdisc del dev {device} root")])
+    }
+
+    fn batch(&self, program: &str, lines: &[String]) -> Result<(), LabError> {
+        let mut command = self.command(program);
         command
             .args(["-batch", "-"])
             .stdin(Stdio::piped())
@@ -130,21 +153,21 @@ impl NetNamespace {
             .stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => LabError::NoProgram {
-                program: "ip".to_owned(),
+                program: program.to_owned(),
                 package: "iproute2",
             },
             _ => LabError::Io {
-                what: "starting `ip`".to_owned(),
+                what: format!("starting `{program}`"),
                 source,
             },
         })?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A broken pipe here means that `ip` stopped at a bad line; its own message says which.
+            // A broken pipe here means that it stopped at a bad line; its own message says which.
             let _ = stdin.write_all(lines.join("\n").as_bytes());
         }
         let done = child
             .wait_with_output()
-            .map_err(LabError::io("waiting for `ip`"))?;
+            .map_err(LabError::io(format!("waiting for `{program}`")))?;
         if done.status.success() {
             return Ok(());
         }
@@ -152,7 +175,7 @@ impl NetNamespace {
             .trim()
             .replace('\n', "; ");
         Err(LabError::Command {
-            command: format!("ip {}", lines.join("; ip ")),
+            command: format!("{program} {}", lines.join(&format!("; {program} "))),
             message,
         })
     }

@@ -71,6 +71,9 @@ impl Node {
     }
 }
 
+/// A node's end of the replication link.
+pub const REPLICATION: &str = "repl0";
+
 /// Two hosts joined by a replication link, and a client on the guest's LAN. All of it goes when this is dropped and
 /// the processes inside have ended.
 #[derive(Clone, Debug)]
@@ -109,14 +112,14 @@ impl Topology {
             "link set br0 up".to_owned(),
         ])?;
         a.ip(&[format!(
-            "link add repl0 type veth peer name repl0 netns {}",
+            "link add {REPLICATION} type veth peer name {REPLICATION} netns {}",
             b.path().display()
         )])?;
         for (node, host) in [(Node::A, &a), (Node::B, &b)] {
             host.ip(&[
                 "link set lo up".to_owned(),
-                format!("address add {}/24 dev repl0", node.address().ip()),
-                "link set repl0 up".to_owned(),
+                format!("address add {}/24 dev {REPLICATION}", node.address().ip()),
+                format!("link set {REPLICATION} up"),
                 bridge("br0"),
                 format!("tuntap add {TAP} mode tap"),
                 format!("link set {TAP} master br0 up"),
@@ -141,8 +144,10 @@ impl Topology {
     /// # Errors
     /// Those of [`NetNamespace::ip`].
     pub fn set_replication_link(&self, up: bool) -> Result<(), LabError> {
-        self.a
-            .ip(&[format!("link set repl0 {}", if up { "up" } else { "down" })])
+        self.a.ip(&[format!(
+            "link set {REPLICATION} {}",
+            if up { "up" } else { "down" }
+        )])
     }
 }
 
