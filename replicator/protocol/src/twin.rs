@@ -125,6 +125,9 @@ impl Twin {
 
     fn link_gone(&mut self, loss: Loss) {
         if self.cx.link.is_up() {
+            // Whatever tells of the end now: this twin may have been frozen since it came.
+            let silent = self.cx.link.silent(self.cx.now, self.cx.config.timeout);
+            let loss = if silent { Loss::Silent } else { loss };
             self.cx.link.down();
             self.step(Event::LinkLost(loss));
         }

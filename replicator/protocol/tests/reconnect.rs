@@ -104,6 +104,16 @@ fn a_primary_that_was_frozen_does_not_go_on_where_it_was() {
 }
 
 #[test]
+fn an_end_that_was_found_too_late_is_silence() {
+    for end in [Input::LinkDown, Input::LinkUp, Input::LinkFault] {
+        let mut bench = Bench::patient("a").protect();
+        bench.now += 10_000_000_000;
+        let actions = bench.give(end);
+        assert_eq!(actions[..2], strike(), "{end:?}");
+    }
+}
+
+#[test]
 fn silence_is_not_waited_out_twice() {
     let mut bench = Bench::patient("a").protect();
     let actions = bench.pass(Duration::from_millis(501));
