@@ -19,8 +19,9 @@ pub struct Config {
     pub node: NodeId,
     /// The other twin's name. The twin with the lower name listens, the other dials.
     pub peer: NodeId,
-    /// Address of the twin that listens (the one with the lower name).
-    pub address: SocketAddr,
+    /// Addresses of the twin that listens (the one with the lower name), one for each path between
+    /// the hosts: 1 to 4. If a path breaks or is silent for half of `timeout`, the next one is taken.
+    pub addresses: Vec<SocketAddr>,
     /// How the link is protected.
     pub security: Security,
     /// Longest epoch; waiting output ends it early. 1 ms to 10 s.
@@ -31,7 +32,8 @@ pub struct Config {
     pub timeout: Duration,
     /// How long twins wait for each other after their link broke, before they ask the arbiter who
     /// goes on: output is held meanwhile. Zero, or 1 ms to 10 s. For networks that break connections; it
-    /// delays every takeover that silence does not cause.
+    /// delays every takeover that silence does not cause. With several paths, zero stands for half of
+    /// `timeout`.
     pub reconnect: Duration,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
@@ -119,7 +121,30 @@ pub enum Error {
     Machine(#[from] MachineError),
 }
 
+/// Most paths between two twins.
+pub const MAX_PATHS: usize = 4;
+
 impl Config {
+    fn on_loopback(&self) -> bool {
+        self.addresses
+            .iter()
+            .all(|address| address.ip().is_loopback())
+    }
+
+    /// Is there more than one path?
+    pub(crate) fn has_paths(&self) -> bool {
+        self.addresses.len() > 1
+    }
+
+    /// How long twins wait for each other after their link broke.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.reconnect.is_zero() && self.has_paths() {
+            self.timeout / 2
+        } else {
+            self.reconnect
+        }
+    }
+
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let millis = Duration::from_millis;
         let wrong = if self.node == self.peer {
@@ -132,7 +157,9 @@ impl Config {
             "replication.reconnect must be 10s at most"
         } else if self.timeout < self.heartbeat * 2 {
             "replication.timeout must be at least twice the heartbeat"
-        } else if matches!(self.security, Security::Plaintext) && !self.address.ip().is_loopback() {
+        } else if !(1..=MAX_PATHS).contains(&self.addresses.len()) {
+            "a link needs one address, and has four at most"
+        } else if matches!(self.security, Security::Plaintext) && !self.on_loopback() {
             "a link that leaves this host must be secured: plaintext is for addresses of the loopback only"
         } else {
             return Ok(());

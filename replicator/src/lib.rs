@@ -16,9 +16,10 @@ mod ring;
 #[cfg(feature = "measure")]
 pub mod throughput;
 pub mod tls;
+mod way;
 mod wire;
 
-pub use config::{Config, Ended, Error};
+pub use config::{Config, Ended, Error, MAX_PATHS};
 pub use evertwin_protocol::{NodeId, NodeNameError};
 pub use wire::{Difference, Kind, WireError};
 

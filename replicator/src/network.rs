@@ -1,44 +1,22 @@
 //! The connections of a twin: the link, those that may become it, those that end.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::config::Error;
 use crate::connection::Connection;
 use crate::ring::{Completion, Op, Ring};
 use crate::tls::Security;
+use crate::way::Way;
 use crate::wire::{Frame, Kind};
 
-/// Pause between attempts to reach the peer.
-const REDIAL: Duration = Duration::from_millis(100);
-
-/// Pause after the peer refused, or was not a twin at all.
-const REFUSED: Duration = Duration::from_secs(1);
-
-/// How long one attempt may take, a new connection may be without a hello, and a
-/// connection that ends may take to do so.
+/// How long a new connection may be without a hello, and a connection that ends may take to do
+/// so.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most connections that are waited for a hello.
 const STRANGERS: usize = 4;
-
-/// How connections come about.
-enum Way {
-    Listen(TcpListener),
-    Dial {
-        address: SocketAddr,
-        attempt: Attempt,
-    },
-}
-
-enum Attempt {
-    None { not_before: Instant },
-    Running { socket: OwnedFd, until: Instant },
-}
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,23 +43,15 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn listen(
-        address: SocketAddr,
+        addresses: &[SocketAddr],
         security: Security,
         ring: &mut Ring,
     ) -> Result<Self, Error> {
-        let failed = |source| Error::Listen { address, source };
-        let listener = bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        ring.poll_readable(listener.as_raw_fd(), Op::Accept)
-            .map_err(Error::Ring)?;
-        Ok(Self::new(Way::Listen(listener), security))
+        Ok(Self::new(Way::listen(addresses, ring)?, security))
     }
 
-    pub(crate) fn dial(address: SocketAddr, security: Security) -> Self {
-        let attempt = Attempt::None {
-            not_before: Instant::now(),
-        };
-        Self::new(Way::Dial { address, attempt }, security)
+    pub(crate) fn dial(addresses: &[SocketAddr], security: Security) -> Self {
+        Self::new(Way::dial(addresses.to_vec()), security)
     }
 
     fn new(way: Way, security: Security) -> Self {
@@ -124,16 +94,9 @@ impl Network {
             .find(|connection| connection.id == id)
     }
 
-    /// Connections may be waiting at the listener.
-    pub(crate) fn accept(&mut self, ring: &mut Ring, now: Instant) -> io::Result<()> {
-        let Way::Listen(listener) = &self.way else {
-            return Ok(());
-        };
-        let mut accepted = Vec::new();
-        while let Ok(connection) = listener.accept() {
-            accepted.push(connection);
-        }
-        ring.poll_readable(listener.as_raw_fd(), Op::Accept)?;
+    /// Connections may be waiting at the listener with this number.
+    pub(crate) fn accept(&mut self, ring: &mut Ring, number: u64, now: Instant) -> io::Result<()> {
+        let accepted = self.way.accept(ring, number)?;
         for (stream, address) in accepted {
             let Ok(mut connection) = self.connection(stream, address) else {
                 continue;
@@ -166,25 +129,10 @@ impl Network {
         ring: &mut Ring,
         now: Instant,
     ) -> io::Result<bool> {
-        if completion.id != self.next_id {
-            return Ok(false);
-        }
-        let Way::Dial { address, attempt } = &mut self.way else {
+        let Some((stream, address)) = self.way.dialed(completion, now) else {
             return Ok(false);
         };
-        let address = *address;
-        let none = Attempt::None {
-            not_before: now + REDIAL,
-        };
-        let Attempt::Running { socket, .. } = std::mem::replace(attempt, none) else {
-            return Ok(false);
-        };
-        let connected =
-            completion.result >= 0 && matches!(sockopt::socket_error(&socket), Ok(Ok(())));
-        if !connected {
-            return Ok(false);
-        }
-        let Ok(mut connection) = self.connection(TcpStream::from(socket), address) else {
+        let Ok(mut connection) = self.connection(stream, address) else {
             return Ok(false);
         };
         connection.receive(ring)?;
@@ -196,6 +144,7 @@ impl Network {
     pub(crate) fn cut_link(&mut self) {
         if let Some(link) = self.link.take() {
             self.cut(link);
+            self.way.next_path();
         }
     }
 
@@ -251,11 +200,7 @@ impl Network {
 
     /// Waits longer than usual before the next attempt.
     pub(crate) fn pause(&mut self, now: Instant) {
-        if let Way::Dial { attempt, .. } = &mut self.way {
-            *attempt = Attempt::None {
-                not_before: now + REFUSED,
-            };
-        }
+        self.way.pause(now);
     }
 
     /// Starts sends, ends what has had its time, drops what has ended, dials if wanted.
@@ -280,42 +225,14 @@ impl Network {
             self.cut(connection);
         }
         self.cut.retain(|connection| !connection.idle());
-        self.redial(ring, now, wanted && self.link.is_none())
-    }
-
-    fn redial(&mut self, ring: &mut Ring, now: Instant, wanted: bool) -> io::Result<()> {
-        let Way::Dial { address, attempt } = &mut self.way else {
-            return Ok(());
-        };
-        match attempt {
-            Attempt::None { not_before } if wanted && *not_before <= now => {
-                *not_before = now + REDIAL;
-                let Ok(socket) = connect(*address) else {
-                    return Ok(());
-                };
-                self.next_id += 1;
-                ring.poll_writable(socket.as_raw_fd(), Op::Dial, self.next_id)?;
-                let until = now + PATIENCE;
-                *attempt = Attempt::Running { socket, until };
-            }
-            Attempt::Running { until, .. } if *until <= now => {
-                ring.cancel(Op::Dial, self.next_id)?;
-                *attempt = Attempt::None { not_before: now };
-            }
-            Attempt::None { .. } | Attempt::Running { .. } => {}
-        }
-        Ok(())
+        self.next_id += 1;
+        let wanted = wanted && self.link.is_none();
+        self.way.redial(ring, now, wanted, self.next_id)
     }
 
     /// When [`Self::turn`] has something to do by itself.
     pub(crate) fn deadline(&self, wanted: bool) -> Option<Instant> {
-        let dial = match &self.way {
-            Way::Dial { attempt, .. } => match attempt {
-                Attempt::None { not_before } => wanted.then_some(*not_before),
-                Attempt::Running { until, .. } => Some(*until),
-            },
-            Way::Listen(_) => None,
-        };
+        let dial = self.way.deadline(wanted);
         let waiting = self.strangers.iter().chain(&self.leaving);
         waiting.map(|entry| entry.1).chain(dial).min()
     }
@@ -331,9 +248,8 @@ impl Network {
         for (connection, _) in rest {
             self.cut(connection);
         }
-        // The address is free for the next twin once nothing polls the listener any more. If
-        // the ring is broken there is nothing to cancel.
-        let _ = ring.cancel(Op::Accept, 0).and_then(|()| ring.submit());
+        // If the ring is broken there is nothing to cancel.
+        let _ = self.way.close(ring);
         let until = Instant::now() + PATIENCE;
         let mut completions = Vec::new();
         self.cut.retain(|connection| !connection.idle());
@@ -378,32 +294,4 @@ impl Network {
 fn remove(list: &mut Vec<(Connection, Instant)>, id: u64) -> Option<Connection> {
     let index = list.iter().position(|entry| entry.0.id == id)?;
     Some(list.remove(index).0)
-}
-
-/// Binds the listening address. A ring that is being torn down keeps its sockets for a
-/// moment after its process is gone, so a twin that was just restarted tries again.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match TcpListener::bind(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                std::thread::sleep(REDIAL / 10);
-            }
-            bound => return bound,
-        }
-    }
-}
-
-/// Starts to connect; the socket becomes writable when that has ended.
-fn connect(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
-        Err(error) => Err(error),
-    }
 }

@@ -64,6 +64,12 @@ impl Ring {
         self.push(entry.build(), op, 0)
     }
 
+    /// Completes once when a connection waits at the listener with this number.
+    pub(crate) fn poll_listener(&mut self, fd: RawFd, number: u64) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32);
+        self.push(entry.build(), Op::Accept, number)
+    }
+
     /// Completes once when the descriptor is writable.
     pub(crate) fn poll_writable(&mut self, fd: RawFd, op: Op, id: u64) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fd(fd), libc::POLLOUT as u32);

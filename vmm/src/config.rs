@@ -135,8 +135,8 @@ pub struct ReplicationConfig {
     pub node: String,
     /// The other one.
     pub peer: String,
-    /// Address of the lower-named node, which listens.
-    pub address: SocketAddr,
+    /// Addresses of the lower-named node, which listens: one for each path between the hosts.
+    pub addresses: Vec<SocketAddr>,
     /// Where this node's keys are; none for a plaintext link, which stays on this host.
     pub keys: Option<PathBuf>,
     /// The arbiter, if there is one.

@@ -190,7 +190,7 @@ fn protected(
     let config = LinkConfig {
         node,
         peer,
-        address: replication.address,
+        addresses: replication.addresses.clone(),
         security,
         epoch: replication.epoch,
         heartbeat: replication.heartbeat,

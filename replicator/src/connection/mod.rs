@@ -7,6 +7,7 @@ mod queue;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -27,6 +28,8 @@ pub(crate) struct Connection {
     pub(crate) address: SocketAddr,
     /// The peer's hello was checked.
     pub(crate) verified: bool,
+    /// When something last came over it.
+    heard: Instant,
     stream: TcpStream,
     reader: FrameReader,
     receiving: bool,
@@ -58,6 +61,7 @@ impl Connection {
             id,
             address,
             verified: false,
+            heard: Instant::now(),
             stream,
             reader: FrameReader::new(),
             receiving: false,
@@ -150,11 +154,17 @@ impl Connection {
     pub(crate) fn received(&mut self, result: i32) -> io::Result<usize> {
         self.receiving = false;
         let len = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))?;
+        self.heard = Instant::now();
         match &mut self.channel {
             Channel::Plain(_) => self.reader.filled(len),
             Channel::Tls(session) => session.received(len, &mut self.reader),
         }
         Ok(len)
+    }
+
+    /// How long nothing has come over it.
+    pub(crate) fn quiet(&self) -> Duration {
+        self.heard.elapsed()
     }
 
     /// Was the connection cut within a frame?

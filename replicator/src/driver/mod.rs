@@ -85,16 +85,16 @@ impl<'a> Driver<'a> {
         let mut ring = Ring::new().map_err(Error::Ring)?;
         let security = config.security.clone();
         let network = if config.node < config.peer {
-            Network::listen(config.address, security, &mut ring)?
+            Network::listen(&config.addresses, security, &mut ring)?
         } else {
-            Network::dial(config.address, security)
+            Network::dial(&config.addresses, security)
         };
         let arbiter = arbiter.map(ArbiterThread::start).transpose()?;
         let mut core = CoreConfig::new(config.node, config.peer, arbiter.is_some());
         core.epoch = config.epoch;
         core.heartbeat = config.heartbeat;
         core.timeout = config.timeout;
-        core.reconnect = config.reconnect;
+        core.reconnect = config.patience();
         if let Some(notes) = &mut config.notes {
             core.noted = notes.read().map_err(Error::Note)?;
         }
@@ -160,6 +160,7 @@ impl<'a> Driver<'a> {
                 self.complete(completion)?;
                 self.drain()?;
             }
+            self.leave_silent_path();
             if self.twin.poll_timeout().is_some_and(|at| at <= self.now()) {
                 self.inputs.push_back(Input::Tick);
                 self.drain()?;
@@ -217,7 +218,7 @@ impl<'a> Driver<'a> {
             Op::Receive | Op::Send => return self.transferred(completion),
             Op::Accept => {
                 self.network
-                    .accept(&mut self.ring, Instant::now())
+                    .accept(&mut self.ring, completion.id, Instant::now())
                     .map_err(Error::Ring)?;
             }
             Op::Dial => {
@@ -335,7 +336,25 @@ impl<'a> Driver<'a> {
         core.into_iter()
             .chain(network)
             .chain(forward)
+            .chain(self.path_silent_in())
             .fold(LONGEST_WAIT, Duration::min)
+    }
+
+    /// Time until the path of the link counts as silent. A healthy one has a heartbeat before that.
+    fn path_silent_in(&self) -> Option<Duration> {
+        let link = self.network.link.as_ref()?;
+        let left = (self.config.timeout / 2).saturating_sub(link.quiet());
+        self.config.has_paths().then_some(left)
+    }
+
+    /// Leaves a silent path while there is time to go on over another. Later the peer itself is
+    /// taken for silent.
+    fn leave_silent_path(&mut self) {
+        let silent = self.path_silent_in().is_some_and(|left| left.is_zero());
+        let link = self.network.link.as_ref();
+        if silent && link.is_some_and(|link| link.quiet() < self.config.timeout) {
+            self.lose_link("nothing comes on this path");
+        }
     }
 
     /// Lets the peer read the last words before the connection goes.

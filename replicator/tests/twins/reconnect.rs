@@ -6,7 +6,7 @@ use evertwin_replicator::control::Command;
 
 use crate::support::machine::FakeVm;
 use crate::support::proxy::Proxy;
-use crate::support::{PAGES, Pair, Running, run_until_seen, seen, wait_for, world};
+use crate::support::{PAGES, Pair, Running, free_address, run_until_seen, seen, wait_for, world};
 
 /// A protected pair whose twins wait for each other for that long, and the wire between them.
 fn patient(
@@ -89,5 +89,55 @@ fn a_peer_that_is_back_without_its_epoch_is_filled_anew() {
     });
     assert_eq!(pair.record().expect("a record").generation, 2);
     run_until_seen(&a.vm, &world, 100);
+    crate::support::assert_ascending(&world);
+}
+
+#[test]
+fn another_path_carries_the_link_on_when_one_goes_silent_or_breaks() {
+    let world = world();
+    let mut pair = Pair::new();
+    let other = free_address();
+    let (first, second) = (Proxy::to(pair.listen), Proxy::to(other));
+    pair.dial = first.address;
+    pair.second = Some((other, second.address));
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    let b = pair.start("b", FakeVm::new(&world, PAGES));
+    wait_for("a is protected", || {
+        a.vm.step();
+        a.role() == "protected" && b.role() == "standby"
+    });
+    // Silent in both directions, then cut, to and fro.
+    for (bad, good) in [(&first, &second), (&second, &first), (&first, &second)] {
+        run_until_seen(&a.vm, &world, 100);
+        bad.stall(true);
+        run_until_seen(&a.vm, &world, 100);
+        bad.stall(false);
+        good.partition(true);
+        run_until_seen(&a.vm, &world, 100);
+        good.partition(false);
+        bad.partition(true);
+        run_until_seen(&a.vm, &world, 100);
+        bad.partition(false);
+    }
+    let record = pair.record().expect("a record");
+    assert_eq!((record.generation, record.releaser.as_str()), (1, "a"));
+    assert!(!b.vm.running());
+    assert!(seen(&world).into_iter().eq(1..=seen(&world).len() as u64));
+}
+
+#[test]
+fn a_peer_that_is_dead_on_all_paths_is_dead() {
+    let world = world();
+    let mut pair = Pair::new();
+    let other = free_address();
+    pair.second = Some((other, other));
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    let b = pair.start("b", FakeVm::new(&world, PAGES));
+    pair.wait_named("a");
+    run_until_seen(&a.vm, &world, 100);
+    drop(a);
+    wait_for("b is promoted", || b.vm.running());
+    assert!(b.vm.lock().consistent(), "exactly one epoch (I3)");
+    run_until_seen(&b.vm, &world, 100);
     crate::support::assert_ascending(&world);
 }

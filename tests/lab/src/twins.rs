@@ -45,6 +45,8 @@ pub struct VmFile {
     pub data_mib: Option<u32>,
     /// Whether it has a vsock.
     pub vsock: bool,
+    /// Whether the twins may meet on the management network, too.
+    pub second_path: bool,
     /// Whether it is protected.
     pub protected: bool,
 }
@@ -92,10 +94,22 @@ impl VmFile {
             text += &format!(
                 "[replication]\nkeys = \"{HOST_KEYS}\"\narbiter = \"etcd:http://{ARBITER}\"\n\
                  epoch = \"200ms\"\nheartbeat = \"500ms\"\ntimeout = \"3s\"\n\
-                 [node.a]\naddress = \"192.168.50.1:7700\"\n[node.b]\naddress = \"192.168.50.2:7700\"\n"
+                 [node.a]\naddress = {}\n[node.b]\naddress = {}\n",
+                self.addresses(1),
+                self.addresses(2)
             );
         }
         text
+    }
+
+    /// The addresses of a host, by its number on each network.
+    fn addresses(&self, host: u8) -> String {
+        let first = format!("\"192.168.50.{host}:7700\"");
+        if self.second_path {
+            format!("[{first}, \"192.168.60.{host}:7700\"]")
+        } else {
+            first
+        }
     }
 }
 
@@ -394,6 +408,7 @@ mod tests {
             vcpus: 2,
             data_mib: None,
             vsock: false,
+            second_path: false,
             protected: false,
         };
         let parsed: toml::Table = file.to_toml().parse().unwrap();
@@ -415,6 +430,7 @@ mod tests {
             vcpus: 1,
             data_mib: Some(128),
             vsock: true,
+            second_path: false,
             protected: true,
         };
         let parsed: toml::Table = file.to_toml().parse().unwrap();

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use evertwin_replicator::MAX_PATHS;
 use serde::Deserialize;
 
 use crate::control::default_socket;
@@ -83,7 +84,15 @@ struct ReplicationEntry {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NodeEntry {
-    address: String,
+    address: Addresses,
+}
+
+/// One address, or one for each path between the hosts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Addresses {
+    One(String),
+    Several(Vec<String>),
 }
 
 fn default_kernel() -> PathBuf {
@@ -223,8 +232,8 @@ fn replication(
             "there is no node `{node}` in the configuration: use --node {first} or --node {second}"
         )));
     }
-    let address = address(file, first)?;
-    self::address(file, second)?;
+    let addresses = addresses(file, first)?;
+    self::addresses(file, second)?;
     let entry = file.replication.as_ref();
     let arbiter = match entry.and_then(|r| r.arbiter.as_deref()) {
         None => None,
@@ -233,8 +242,8 @@ fn replication(
     let config = ReplicationConfig {
         node: node.into(),
         peer: if node == first { second } else { first }.into(),
-        keys: keys(entry, address, place)?,
-        address,
+        keys: keys(entry, &addresses, place)?,
+        addresses,
         arbiter,
         epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
         heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
@@ -260,22 +269,23 @@ fn replication(
 /// Where the keys are, or none for a link that is said to need none.
 fn keys(
     entry: Option<&ReplicationEntry>,
-    address: SocketAddr,
+    addresses: &[SocketAddr],
     place: &dyn Fn(&Path) -> PathBuf,
 ) -> Result<Option<PathBuf>, ConfigError> {
     let keys = entry.and_then(|entry| entry.keys.as_deref());
     let plaintext = entry.is_some_and(|entry| entry.plaintext);
-    match (keys, plaintext) {
-        (Some(keys), false) => Ok(Some(place(keys))),
-        (None, true) if address.ip().is_loopback() => Ok(None),
-        (None, true) => Err(ConfigError::Value(format!(
+    let elsewhere = addresses.iter().find(|address| !address.ip().is_loopback());
+    match (keys, plaintext, elsewhere) {
+        (Some(keys), false, _) => Ok(Some(place(keys))),
+        (None, true, None) => Ok(None),
+        (None, true, Some(address)) => Err(ConfigError::Value(format!(
             "plaintext = true is for twins on one host, with addresses such as 127.0.0.1:7700, but they meet at {address}: \
              make keys with `evertwin keys`, and give keys = \"DIR\" in [replication]"
         ))),
-        (Some(_), true) => Err(ConfigError::Value(
+        (Some(_), true, _) => Err(ConfigError::Value(
             "keys and plaintext = true exclude each other in [replication]: remove one".into(),
         )),
-        (None, false) => Err(ConfigError::Value(
+        (None, false, _) => Err(ConfigError::Value(
             "the twins have no keys: make some with `evertwin keys keys --node NAME --node NAME`, and give \
              keys = \"keys/{node}\" in [replication]"
                 .into(),
@@ -318,13 +328,25 @@ fn endpoint(text: &str) -> Result<SocketAddr, ConfigError> {
         })
 }
 
-fn address(file: &VmFile, node: &str) -> Result<SocketAddr, ConfigError> {
-    let address = &file.node[node].address;
-    address.parse().map_err(|_| {
-        ConfigError::Value(format!(
-            "`{address}` is not an address for node {node}: write IP:PORT, for example 192.168.50.1:7700"
-        ))
-    })
+fn addresses(file: &VmFile, node: &str) -> Result<Vec<SocketAddr>, ConfigError> {
+    let given = match &file.node[node].address {
+        Addresses::One(address) => std::slice::from_ref(address),
+        Addresses::Several(addresses) => addresses,
+    };
+    if !(1..=MAX_PATHS).contains(&given.len()) {
+        return Err(ConfigError::Value(format!(
+            "node {node} has {} addresses: give it 1 to {MAX_PATHS}, one for each path between the hosts",
+            given.len()
+        )));
+    }
+    let parse = |address: &String| {
+        address.parse().map_err(|_| {
+            ConfigError::Value(format!(
+                "`{address}` is not an address for node {node}: write IP:PORT, for example 192.168.50.1:7700"
+            ))
+        })
+    };
+    given.iter().map(parse).collect()
 }
 
 fn time(key: &str, text: Option<&str>, default_ms: u64) -> Result<Duration, ConfigError> {
@@ -378,6 +400,30 @@ address = "192.168.50.2:7700"
     }
 
     #[test]
+    fn a_link_may_have_several_paths() {
+        let with = |addresses: &str| {
+            let one = "address = \"192.168.50.1:7700\"";
+            parse(
+                &GOOD.replace(one, &format!("address = {addresses}")),
+                Some("b"),
+            )
+        };
+        let (_, replication) = with(r#"["192.168.50.1:7700", "10.0.0.1:7700"]"#).unwrap();
+        assert_eq!(replication.unwrap().addresses.len(), 2);
+        for (addresses, why) in [
+            ("[]", "0 addresses"),
+            (
+                r#"["1.2.3.4:1", "1.2.3.4:2", "1.2.3.4:3", "1.2.3.4:4", "1.2.3.4:5"]"#,
+                "5 addresses",
+            ),
+            (r#"["1.2.3.4:1", "here"]"#, "`here` is not an address"),
+        ] {
+            let error = with(addresses).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
     fn each_node_sees_its_own_files_and_the_same_address() {
         let (vm, replication) = parse(GOOD, Some("b")).unwrap();
         let replication = replication.unwrap();
@@ -387,7 +433,12 @@ address = "192.168.50.2:7700"
         assert_eq!(vsock.cid, 3);
         assert!(vsock.socket.as_path().ends_with("vm-b.vsock"));
         assert_eq!(replication.peer, "a");
-        assert_eq!(replication.address.to_string(), "192.168.50.1:7700");
+        let addresses: Vec<_> = replication
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["192.168.50.1:7700"]);
         assert_eq!(replication.epoch, Duration::from_millis(5));
         assert!(replication.keys.unwrap().ends_with("keys/b"));
         assert!(

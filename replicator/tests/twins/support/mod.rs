@@ -77,6 +77,8 @@ pub(crate) struct Pair {
     pub directory: tempfile::TempDir,
     pub listen: SocketAddr,
     pub dial: SocketAddr,
+    /// A second path: where a listens, and what b dials.
+    pub second: Option<(SocketAddr, SocketAddr)>,
     pub arbiter: bool,
     /// How long twins wait for each other after their link broke.
     pub reconnect: Duration,
@@ -98,6 +100,7 @@ impl Pair {
             directory,
             listen,
             dial: listen,
+            second: None,
             arbiter: true,
             reconnect: Duration::ZERO,
             plaintext: Vec::new(),
@@ -111,6 +114,14 @@ impl Pair {
             plaintext: vec!["a", "b"],
             ..Self::new()
         }
+    }
+
+    fn paths(&self, name: &str) -> Vec<SocketAddr> {
+        let (first, second) = match name {
+            "a" => (self.listen, self.second.map(|second| second.0)),
+            _ => (self.dial, self.second.map(|second| second.1)),
+        };
+        [first].into_iter().chain(second).collect()
     }
 
     /// Where the keys of a node are.
@@ -144,7 +155,7 @@ impl Pair {
         let config = Config {
             node,
             peer,
-            address: if name == "a" { self.listen } else { self.dial },
+            addresses: self.paths(name),
             security,
             epoch: Duration::from_millis(5),
             heartbeat: Duration::from_millis(20),

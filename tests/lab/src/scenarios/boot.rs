@@ -15,6 +15,7 @@ pub(super) fn pico(lab: &mut Lab) -> Result<(), LabError> {
         vcpus: 1,
         data_mib: Some(16),
         vsock: false,
+        second_path: false,
         protected: false,
     };
     let mut twins = Twins::prepare(lab, file)?;

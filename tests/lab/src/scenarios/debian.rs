@@ -17,6 +17,7 @@ pub(super) fn guest(services: Option<&'static str>, vcpus: u32, protected: bool)
         vcpus,
         data_mib: Some(192),
         vsock: false,
+        second_path: false,
         protected,
     }
 }

@@ -153,6 +153,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: roles::arbiter_cut,
     },
     Scenario {
+        name: "pico-second-path",
+        about: "the replication network is cut, and then the other one: the pair goes on over what is left, unbroken",
+        quick: false,
+        options: SMALL,
+        run: pico::second_path,
+    },
+    Scenario {
         name: "pico-bad-link",
         about: "the replication link delays and loses frames; the pair stays whole and the primary's loss is survived",
         quick: false,

@@ -23,6 +23,7 @@ pub(super) fn small() -> VmFile {
         vcpus: 1,
         data_mib: Some(16),
         vsock: false,
+        second_path: false,
         protected: true,
     }
 }
@@ -60,6 +61,41 @@ pub(super) fn crash_and_return(lab: &mut Lab) -> Result<(), LabError> {
 pub(super) fn freeze(lab: &mut Lab) -> Result<(), LabError> {
     let (twins, judge) = under_load(lab)?;
     freeze_under(lab, &twins, judge)
+}
+
+/// Cuts one path between the twins after the other, and demands that nobody notices more than a pause.
+pub(super) fn second_path(lab: &mut Lab) -> Result<(), LabError> {
+    let file = VmFile {
+        second_path: true,
+        ..small()
+    };
+    let twins = Twins::prepare(lab, file)?;
+    let (twins, judge) = with_load(lab, twins)?;
+    let before = twins.on(A).log().len();
+    let cut = |lab: &Lab, network, ways: &[(HostName, HostName)]| {
+        for &(from, to) in ways {
+            lab.cut(network, from, to);
+        }
+    };
+    cut(lab, Card::Replication, &[(A, B), (B, A)]);
+    judge.await_more(200)?;
+    lab.heal(Card::Replication);
+    // Of a path that carries nothing in one direction both twins have had enough.
+    cut(lab, Card::Management, &[(B, A)]);
+    judge.await_more(200)?;
+    lab.heal(Card::Management);
+    demand!(
+        twins.on(A).has_event_since(before, "resumed"),
+        "the link never changed its path"
+    );
+    demand!(
+        !twins.on(A).has_event_since(before, "solo") && !twins.on(B).has_event_since(0, "promoted"),
+        "the pair was broken up although it had a path"
+    );
+    lab.a.power_off();
+    twins.on(B).await_event("promoted")?;
+    judge.await_more(50)?;
+    judge.demand_clean(lab).map(drop)
 }
 
 /// Freezes the primary's host, and demands that it says nothing more when it thaws.

@@ -14,6 +14,7 @@ const GUEST_SERVICE: &str = "setsid socat -d -d VSOCK-LISTEN:5000,fork EXEC:cat 
 pub(super) fn power_off(lab: &mut Lab) -> Result<(), LabError> {
     let file = VmFile {
         vsock: true,
+        second_path: false,
         ..guest(Some("sshd"), 1, true)
     };
     let mut twins = Twins::prepare(lab, file)?;
