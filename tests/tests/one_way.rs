@@ -45,6 +45,10 @@ fn cut_from(silenced: Node) -> Node {
     // More than a gated primary could have on its way.
     wait_for_more(&load, 1000);
     let alone = stage.twin(Node::A).has_event_since(before, "solo");
+    if alone {
+        // The other twin has made up its mind, too.
+        stage.wait_for(Node::B, "the primary is gone; this twin may not take over");
+    }
     let promoted = stage.twin(Node::B).has_event_since(0, "promoted");
     assert!(
         alone != promoted,
