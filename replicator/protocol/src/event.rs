@@ -286,6 +286,8 @@ pub enum Role {
     Solo,
     /// Running the guest, filling a standby.
     Syncing,
+    /// Running the guest with its output gated, until the standby is named.
+    Naming,
     /// Running the guest with its output gated on the standby.
     Protected,
     /// The same, but the link has just broken: output is held until it is back.

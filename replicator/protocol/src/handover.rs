@@ -13,7 +13,7 @@ use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::standby::{Promoting, Standby};
 use crate::starting::Starting;
-use crate::state::{Event, State, out_of_place};
+use crate::state::{Event, Loss, State, out_of_place};
 use crate::syncing::Syncing;
 use crate::time::Time;
 
@@ -34,7 +34,7 @@ enum Phase {
     /// The peer was asked; it has this long.
     Offered { until: Time },
     /// It is gone or slow: the arbiter says who has the right.
-    Deciding { asked: Option<Record> },
+    Deciding { asked: Option<Record>, loss: Loss },
     /// It is gone, and without an arbiter only its return or the operator helps.
     Waiting,
 }
@@ -84,26 +84,26 @@ impl HandingOver {
     pub(crate) fn step(mut self, cx: &mut Context, event: Event) -> State {
         match (event, self.phase) {
             (Event::Message(envelope), _) => return self.hear(cx, envelope),
-            (Event::LinkLost(_), Phase::Draining) => {
+            (Event::LinkLost(loss), Phase::Draining) => {
                 cx.act(Action::StopTracking);
-                self.decide(cx);
+                self.decide(cx, loss);
             }
-            (Event::LinkLost(_), Phase::Offered { .. }) => {
+            (Event::LinkLost(loss), Phase::Offered { .. }) => {
                 if cx.config.has(Bug::TakeBackUnasked) {
                     let generation = self.right.generation;
                     return self.take_back(cx, generation);
                 }
-                self.decide(cx);
+                self.decide(cx, loss);
             }
             // The guest is not to stand still because the peer can't make up its mind (T28).
             (Event::Tick, Phase::Offered { until }) if until <= cx.now => {
                 cx.close(CloseReason::NotTakenOver);
             }
-            (Event::Answer(answer), Phase::Deciding { asked }) => {
-                return self.answered(cx, asked, answer);
+            (Event::Answer(answer), Phase::Deciding { asked, loss }) => {
+                return self.answered(cx, asked, answer, loss);
             }
-            (Event::Retry, Phase::Deciding { .. }) => {
-                self.phase = Phase::Deciding { asked: None };
+            (Event::Retry, Phase::Deciding { loss, .. }) => {
+                self.phase = Phase::Deciding { asked: None, loss };
                 cx.ask(Request::Read);
             }
             // It did not take over, or does not hold anything any more.
@@ -171,8 +171,8 @@ impl HandingOver {
     /// Asks the peer to take over (T26).
     fn offer(&mut self, cx: &mut Context) {
         // What the guest did is with the peer, to the last byte.
-        cx.act(Action::StopTracking);
         cx.send(Message::HandOver, self.last);
+        cx.act(Action::StopTracking);
         self.phase = Phase::Offered {
             until: cx.now + cx.config.timeout,
         };
@@ -193,10 +193,10 @@ impl HandingOver {
     }
 
     /// The peer is gone or too slow (T28).
-    fn decide(&mut self, cx: &mut Context) {
+    fn decide(&mut self, cx: &mut Context, loss: Loss) {
         if cx.config.arbiter {
             let asked = Some(self.strike(cx));
-            self.phase = Phase::Deciding { asked };
+            self.phase = Phase::Deciding { asked, loss };
         } else {
             cx.report(Report::Holding);
             self.phase = Phase::Waiting;
@@ -216,7 +216,13 @@ impl HandingOver {
         new
     }
 
-    fn answered(mut self, cx: &mut Context, asked: Option<Record>, answer: Answer) -> State {
+    fn answered(
+        mut self,
+        cx: &mut Context,
+        asked: Option<Record>,
+        answer: Answer,
+        loss: Loss,
+    ) -> State {
         let record = match (answer, asked) {
             (Answer::Won, Some(new)) => Some(new),
             (Answer::Record(record) | Answer::Lost(record), _) => record,
@@ -235,14 +241,18 @@ impl HandingOver {
                 cx.back_off();
             } else {
                 let asked = Some(self.strike(cx));
-                self.phase = Phase::Deciding { asked };
+                self.phase = Phase::Deciding { asked, loss };
             }
             State::HandingOver(self)
         } else if record == Some(Record::protected(generation + 1, peer, me)) {
-            // The peer took over and may be well: it gets the time to go on without this twin (T30).
+            // The peer took over, and what is held here is what it began with (T30).
             cx.generation = generation + 1;
             cx.report(Report::HandedOver(generation + 1));
-            Promoting::later(cx)
+            match loss {
+                Loss::Broken | Loss::Silent => Promoting::begin(cx),
+                // It is well, or was a moment ago: it gets the time to go on without this twin.
+                Loss::Faulty | Loss::GivenUp => Promoting::later(cx),
+            }
         } else if record.is_none() {
             cx.back_off();
             State::HandingOver(self)

@@ -2,7 +2,7 @@
 
 use crate::bug::Bug;
 use crate::context::{Context, Right};
-use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
+use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report, Role};
 use crate::handover::HandingOver;
 use crate::holding::{Holding, Verdict, judge};
 use crate::interrupted::Interrupted;
@@ -89,6 +89,13 @@ impl Protected {
             naming: Naming::Named,
             wish: None,
         })
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        match self.naming {
+            Naming::Named => Role::Protected,
+            Naming::NotYet | Naming::Asked(_) | Naming::Unknown => Role::Naming,
+        }
     }
 
     /// Hands the guest over to the standby, once the running capture is done (T25).

@@ -246,7 +246,7 @@ impl Promoting {
         }
     }
 
-    fn begin(cx: &mut Context) -> State {
+    pub(crate) fn begin(cx: &mut Context) -> State {
         let state = Self::new(cx);
         cx.report(Report::Promoting(state.new.generation));
         state.ask(cx)

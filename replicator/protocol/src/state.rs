@@ -141,7 +141,7 @@ impl State {
             Self::Starting(_) => Role::Starting,
             Self::Solo(_) => Role::Solo,
             Self::Syncing(_) => Role::Syncing,
-            Self::Protected(_) => Role::Protected,
+            Self::Protected(state) => state.role(),
             Self::Interrupted(_) => Role::Interrupted,
             Self::Holding(_) => Role::Holding,
             Self::HandingOver(state) => state.role(),

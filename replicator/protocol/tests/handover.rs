@@ -41,7 +41,7 @@ fn offered() -> Bench {
     let actions = bench.hear(1, 2, Message::Ack);
     let released = [Action::Committed(2), Action::Release(2)];
     assert_eq!(actions[..2], released, "its output leaves first (I1)");
-    let offer = [Action::StopTracking, say(1, 2, Message::HandOver)];
+    let offer = [say(1, 2, Message::HandOver), Action::StopTracking];
     assert_eq!(actions[2..], offer);
     assert_eq!(bench.role(), Role::HandingOver);
     bench

@@ -50,7 +50,7 @@ impl Driver<'_> {
                 let started = self.machine.start_tracking();
                 self.or_lose_link(started, "dirty tracking could not be started");
             }
-            Action::StopTracking => self.stop_tracking(),
+            Action::StopTracking => self.stop_tracking()?,
             Action::SendMemory(generation) => {
                 self.sync = Some(SyncRound::everything(generation, &self.identity.memory));
                 self.crash_point_sent("sync::begun");
@@ -186,7 +186,10 @@ impl Driver<'_> {
         result.is_ok()
     }
 
-    fn stop_tracking(&mut self) {
+    fn stop_tracking(&mut self) -> Result<(), Error> {
+        // What was said leaves first: the hypervisor may take its time.
+        self.turn()?;
+        self.ring.submit().map_err(Error::Ring)?;
         self.sync = None;
         // What was in flight is of no use any more. The next standby gets a full sync, so
         // no page of these harvests is lost (I5).
@@ -195,6 +198,7 @@ impl Driver<'_> {
             link.drop_bulk();
         }
         self.machine.stop_tracking();
+        Ok(())
     }
 
     /// `last`: the guest stays where it is.

@@ -65,7 +65,7 @@ impl Driver<'_> {
         let frames = self.machine.take_inbound();
         let passes = match self.twin.role() {
             // Before the first epoch is captured, that epoch will have them.
-            Role::Protected | Role::HandingOver => true,
+            Role::Naming | Role::Protected | Role::HandingOver => true,
             // The network may not know yet where the guest is now.
             _ => self.forward_until.is_some(),
         };

@@ -402,7 +402,12 @@ impl<'a> Driver<'a> {
     fn runs_guest(&self) -> bool {
         matches!(
             self.twin.role(),
-            Role::Solo | Role::Syncing | Role::Protected | Role::Interrupted | Role::Holding
+            Role::Solo
+                | Role::Syncing
+                | Role::Naming
+                | Role::Protected
+                | Role::Interrupted
+                | Role::Holding
         )
     }
 

@@ -97,7 +97,8 @@ impl Driver<'_> {
             role: match self.twin.role() {
                 Role::Starting => "starting",
                 Role::Solo => "solo",
-                Role::Syncing => "syncing",
+                // It is not protected before the standby is named.
+                Role::Syncing | Role::Naming => "syncing",
                 Role::Protected => "protected",
                 Role::Interrupted => "reconnecting",
                 Role::Holding => "holding",

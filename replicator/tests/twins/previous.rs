@@ -106,8 +106,8 @@ fn a_primary_of_this_version_is_protected_by_a_standby_of_the_last() {
         let ack = recorded.iter().find(ack).expect("it acknowledged");
         stream.write_all(&ack.bytes).expect("a reads");
     }
-    wait_for("what it acknowledged leaves", || !seen(&world).is_empty());
-    assert_eq!(a.role(), "protected");
+    wait_for("a is protected", || a.role() == "protected");
+    assert!(!seen(&world).is_empty(), "what was acknowledged has left");
     // It could not take a guest over that is handed to it, and is not asked to.
     let outcome = a.command(Command::Switchover);
     assert_eq!(outcome, Err(NotDone::PeerTooOld));
