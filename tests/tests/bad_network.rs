@@ -189,12 +189,29 @@ fn a_server_that_is_no_twin_is_named() {
     server.join().unwrap();
 }
 
+/// Starts node b with a configuration in which something was replaced, and gives the last line that it says before
+/// it ends with an error.
+fn last_words_of_b(stage: &Stage, what: &str, replacement: &str) -> String {
+    let config = std::fs::read_to_string(stage.lab.path("vm.toml")).unwrap();
+    let other = config.replace(what, replacement);
+    assert_ne!(other, config);
+    std::fs::write(stage.lab.path("other.toml"), other).unwrap();
+    let mut command = stage.pair.topology.b.command(evertwin_binary());
+    command
+        .args(["run", "other.toml", "--node", "b"])
+        .current_dir(stage.lab.directory());
+    let mut b = Process::start(command, "b", stage.lab.directory()).unwrap();
+    let status = b.wait_for_exit(STEP).unwrap();
+    let last = b.log().lines().pop().unwrap().text;
+    assert!(!status.success(), "{status}: {last}");
+    last
+}
+
 #[test]
 fn a_peer_with_another_vm_is_refused_by_name() {
     let mut stage = Stage::new(&diskless());
     stage.pair.start(Node::A).unwrap();
     stage.wait_for(Node::A, "guest running");
-    let config = std::fs::read_to_string(stage.lab.path("vm.toml")).unwrap();
     let disk = "[[disk]]\npath = \"other.img\"\n[replication]";
     stage.lab.make_disk("other.img", 1 << 20);
     for (what, replacement, named) in [
@@ -202,20 +219,8 @@ fn a_peer_with_another_vm_is_refused_by_name() {
         ("memory = \"64M\"", "memory = \"64M\"\nvcpus = 2", "vCPUs"),
         ("[replication]", disk, "disk 0"),
     ] {
-        let other = config.replace(what, replacement);
-        assert_ne!(other, config);
-        std::fs::write(stage.lab.path("other.toml"), other).unwrap();
-        let mut command = stage.pair.topology.b.command(evertwin_binary());
-        command
-            .args(["run", "other.toml", "--node", "b"])
-            .current_dir(stage.lab.directory());
-        let mut b = Process::start(command, "b", stage.lab.directory()).unwrap();
-        let status = b.wait_for_exit(STEP).unwrap();
-        let last = b.log().lines().pop().unwrap().text;
-        assert!(
-            !status.success() && last.contains(named),
-            "{status}: {last}"
-        );
+        let last = last_words_of_b(&stage, what, replacement);
+        assert!(last.contains(named), "{last}");
     }
     assert!(stage.twin(Node::A).is_running());
 }
@@ -227,7 +232,6 @@ fn a_twin_with_the_keys_of_another_pair_is_refused() {
     stage.wait_for(Node::A, "guest running");
     std::fs::create_dir(stage.lab.path("other")).unwrap();
     make_keys(&stage.lab.path("other")).unwrap();
-    let config = std::fs::read_to_string(stage.lab.path("vm.toml")).unwrap();
     // Those of another pair, and those of the peer itself under this node's name.
     for (keys, words) in [
         (
@@ -236,17 +240,7 @@ fn a_twin_with_the_keys_of_another_pair_is_refused() {
         ),
         ("keys/a", &["keys/a/node.crt", "another node"]),
     ] {
-        let other = config.replace("keys/{node}", keys);
-        assert_ne!(other, config);
-        std::fs::write(stage.lab.path("other.toml"), other).unwrap();
-        let mut command = stage.pair.topology.b.command(evertwin_binary());
-        command
-            .args(["run", "other.toml", "--node", "b"])
-            .current_dir(stage.lab.directory());
-        let mut b = Process::start(command, "b", stage.lab.directory()).unwrap();
-        let status = b.wait_for_exit(STEP).unwrap();
-        let last = b.log().lines().pop().unwrap().text;
-        assert!(!status.success(), "{status}: {last}");
+        let last = last_words_of_b(&stage, "keys/{node}", keys);
         for word in words {
             assert!(last.contains(word), "{word:?} is not in {last:?}");
         }

@@ -92,6 +92,11 @@ pub(super) fn second_path(lab: &mut Lab) -> Result<(), LabError> {
         !twins.on(A).has_event_since(before, "solo") && !twins.on(B).has_event_since(0, "promoted"),
         "the pair was broken up although it had a path"
     );
+    lose_the_primary(lab, &twins, judge)
+}
+
+/// Cuts the power of the primary's host, and demands that the client did not lose anything.
+fn lose_the_primary(lab: &mut Lab, twins: &Twins, judge: Judge) -> Result<(), LabError> {
     lab.a.power_off();
     twins.on(B).await_event("promoted")?;
     judge.await_more(50)?;
@@ -181,10 +186,7 @@ pub(super) fn bad_link(lab: &mut Lab) -> Result<(), LabError> {
         !twins.on(A).has_event_since(before, "solo"),
         "the standby was given up although its link was only slow"
     );
-    lab.a.power_off();
-    twins.on(B).await_event("promoted")?;
-    judge.await_more(50)?;
-    judge.demand_clean(lab).map(drop)
+    lose_the_primary(lab, &twins, judge)
 }
 
 pub(super) fn clock_jump(lab: &mut Lab) -> Result<(), LabError> {
@@ -200,8 +202,5 @@ pub(super) fn clock_jump(lab: &mut Lab) -> Result<(), LabError> {
         !twins.on(A).has_event_since(before, "solo") && !twins.on(B).has_event_since(0, "promoted"),
         "a clock jump was taken for the peer's death"
     );
-    lab.a.power_off();
-    twins.on(B).await_event("promoted")?;
-    judge.await_more(50)?;
-    judge.demand_clean(lab).map(drop)
+    lose_the_primary(lab, &twins, judge)
 }
