@@ -1,5 +1,7 @@
 //! What an operator asks of twins: switchovers, leaving, and promotion by hand.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use evertwin_replicator::Ended;
 use evertwin_replicator::control::{Command, NotDone};
 
@@ -45,6 +47,38 @@ fn twins_exchange_their_roles_and_nothing_is_lost() {
         run_until_seen(&standby.vm, &world, 200);
         wait_for("forwarding ends", || primary.vm.lock().forwarded);
     }
+    assert_without_gap(&world);
+}
+
+#[test]
+fn frames_that_follow_a_guest_about_disturb_no_switchover() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    let b = pair.start("b", FakeVm::new(&world, PAGES));
+    pair.wait_named("a");
+    let vms = [a.vm.clone(), b.vm.clone()];
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                vms.iter().for_each(|vm| vm.receive(1, b"a frame"));
+                std::thread::yield_now();
+            }
+        });
+        // Each guest that moves on is still followed by what came for it where it was before.
+        for turn in 0..30 {
+            let (primary, other) = [(&a, &b), (&b, &a)][turn % 2];
+            wait_for("the primary is protected", || primary.role() == "protected");
+            let done = primary.command(Command::Switchover);
+            if done != Ok(turn as u64 + 2) {
+                over.store(true, Ordering::Relaxed);
+            }
+            assert_eq!(done, Ok(turn as u64 + 2));
+            assert!(other.vm.running());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    run_until_seen(&a.vm, &world, 50);
     assert_without_gap(&world);
 }
 

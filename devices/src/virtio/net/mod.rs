@@ -67,6 +67,12 @@ const CONTROL_ANNOUNCE: [u8; 2] = [3, 0];
 const CONTROL_OK: u8 = 0;
 const CONTROL_ERR: u8 = 1;
 
+/// Most bytes of frames from the guest's twin that wait for buffers of the guest; twice what a
+/// promotion brings.
+const AGAIN_BYTES: usize = 8 << 20;
+/// Charged for each of them besides its bytes.
+const AGAIN_OVERHEAD: usize = 64;
+
 /// Chains served in one go before other devices get their turn.
 const BUDGET: usize = 256;
 
@@ -103,6 +109,8 @@ pub struct Net {
     inbound: Arc<InboundLog>,
     /// Frames that the guest's twin had taken in, to be given to it again.
     again: VecDeque<Vec<u8>>,
+    /// What `again` takes, in bytes.
+    again_cost: usize,
     /// Frames that came while the guest did not run here or had no driver.
     early: VecDeque<(Instant, Vec<u8>)>,
     announce: bool,
@@ -144,6 +152,7 @@ impl Net {
             sink,
             inbound,
             again: VecDeque::new(),
+            again_cost: 0,
             early: VecDeque::new(),
             announce: false,
             addresses: Addresses::default(),
@@ -295,6 +304,7 @@ impl Backend for Net {
         self.set_offloads(Offloads::default());
         self.waiting = None;
         self.again.clear();
+        self.again_cost = 0;
         self.announce = false;
         self.addresses.clear();
     }
@@ -317,6 +327,7 @@ impl Backend for Net {
             tap_dropped: _,
             // The guest has not seen them: if they are lost, they were lost on the wire.
             again: _,
+            again_cost: _,
             early: _,
             waiting: _,
             outgoing: _,
@@ -359,7 +370,15 @@ impl Backend for Net {
         let ours = frames.iter().filter(|frame| {
             frame.card == self.number && frame.bytes.len() <= HEADER_BYTES + MAX_FRAME_BYTES
         });
-        self.again.extend(ours.map(|frame| frame.bytes.clone()));
+        for frame in ours {
+            let cost = frame.bytes.len() + AGAIN_OVERHEAD;
+            if self.again_cost + cost > AGAIN_BYTES {
+                self.counters.rx_dropped += 1;
+                continue;
+            }
+            self.again_cost += cost;
+            self.again.push_back(frame.bytes.clone());
+        }
         if transport.is_active() {
             self.receive(transport)?;
         }

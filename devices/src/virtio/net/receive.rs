@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::header::{From, HEADER_BYTES, NUM_BUFFERS_AT, Offloads};
-use super::{BUDGET, MIN_FRAME_BYTES, Net, RX, feature};
+use super::{AGAIN_OVERHEAD, BUDGET, MIN_FRAME_BYTES, Net, RX, feature};
 use crate::virtio::chain::Chain;
 use crate::virtio::{Broken, Transport};
 
@@ -32,6 +32,9 @@ impl Net {
             return Some(length);
         }
         let mut kept = self.again.pop_front();
+        if let Some(frame) = &kept {
+            self.again_cost -= frame.len() + AGAIN_OVERHEAD;
+        }
         while kept.is_none()
             && let Some((came, frame)) = self.early.pop_front()
         {

@@ -308,6 +308,26 @@ fn a_promoted_guest_gets_again_what_its_twin_had_received() {
 }
 
 #[test]
+fn a_twin_can_not_fill_the_memory_with_frames() {
+    let card = Card::new(ALL);
+    let one = InboundFrame {
+        card: 0,
+        epoch: 0,
+        bytes: [vec![0; HEADER_BYTES], frame(1, 60_000)].concat(),
+    };
+    let many = vec![one; 100];
+    // The guest has no buffers, so that nothing of it is used up.
+    for _ in 0..5 {
+        card.driver.device().receive_again(&many);
+    }
+    let device = card.driver.device();
+    let net = device.backend();
+    let kept: usize = net.again.iter().map(Vec::len).sum();
+    assert!((AGAIN_BYTES / 2..=AGAIN_BYTES).contains(&kept), "{kept}");
+    assert!(net.counters().rx_dropped > 300);
+}
+
+#[test]
 fn promotion_announces_the_guests_addresses() {
     let mut card = Card::new(ALL);
     let mac = card.driver.config(0, 6);
