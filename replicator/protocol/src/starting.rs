@@ -63,6 +63,9 @@ impl Starting {
             // A claim that the arbiter did not take: the peer will not greet again.
             return claim(cx, record);
         }
+        if cx.config.arbiter && (record.is_none() || peer_waits(cx)) {
+            cx.retry();
+        }
         cx.report(Report::WaitingForPeer(record));
         State::Starting(Self(Phase::Waiting(record)))
     }
@@ -112,10 +115,12 @@ impl Starting {
             {
                 claim(cx, Some(record))
             }
-            // Perhaps what was read was no record, or is old: then nobody else would say who boots.
-            (phase @ Phase::Waiting(_), Event::Peer(Status::Cold) | Event::Retry)
-                if cx.config.arbiter && !cx.config.has(Bug::WaitsUnread) =>
-            {
+            // Perhaps what was read was no record, or is old: a swap of an earlier life may have been
+            // on its way. Then nobody else would say who boots (T36).
+            (
+                phase @ Phase::Waiting(_),
+                Event::Peer(Status::Cold | Status::Synced { .. }) | Event::Retry,
+            ) if cx.config.arbiter && !cx.config.has(Bug::WaitsUnread) => {
                 cx.ask(Request::Read);
                 State::Starting(Self(phase))
             }
@@ -156,13 +161,13 @@ fn decide(cx: &mut Context, record: Option<Record>) -> State {
         }
         Some(record) if cx.config.has(Bug::ClaimPeersRight) => claim(cx, Some(record)),
         // The peer runs the guest, or may hold an epoch newer than anything here.
-        _ => {
-            if cx.config.arbiter && (record.is_none() || cx.link.peer() == Some(Status::Cold)) {
-                cx.retry();
-            }
-            Starting::wait(cx, record)
-        }
+        _ => Starting::wait(cx, record),
     }
+}
+
+/// Is the peer there, and no primary? It greets once for each link: what it said may be over.
+fn peer_waits(cx: &Context) -> bool {
+    matches!(cx.link.peer(), Some(Status::Cold | Status::Synced { .. }))
 }
 
 /// Nothing runs before the claim is durable: a guest writes to its disk from the start (I2).

@@ -81,6 +81,27 @@ fn a_record_that_was_not_there_is_looked_for_again() {
 }
 
 #[test]
+fn a_record_read_before_a_late_swap_is_read_again() {
+    let old = Record::protected(2, node("b"), node("a"));
+    let mut bench = Bench::new("b", true);
+    bench.give(Input::Start);
+    bench.give(Input::Arbiter(Answer::Record(Some(old))));
+    // The standby would promote itself, if a swap of this twin's last life did not come first.
+    bench.give(Input::LinkUp);
+    let read = Action::Ask(Request::Read);
+    let actions = bench.hear(2, 0, Message::Hello(Status::Synced { epoch: 3 }));
+    assert!(actions.contains(&read), "{actions:?}");
+    bench.give(Input::Arbiter(Answer::Record(Some(old))));
+    assert_eq!(bench.pass_retry(), [read]);
+    let late = Record::solo(3, node("b"));
+    assert_eq!(
+        bench.give(Input::Arbiter(Answer::Record(Some(late)))),
+        [swap(Some(late), Record::solo(4, node("b")))],
+        "R2"
+    );
+}
+
+#[test]
 fn a_first_record_of_an_earlier_life_is_no_right() {
     let mut bench = Bench::new("a", true);
     bench.give(Input::Start);
