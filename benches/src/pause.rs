@@ -87,10 +87,11 @@ fn floor() -> Samples {
     let kvm = evertwin::kvm::open().unwrap_or_else(|e| fine(&e));
     let out = ConsoleOutput::Writer(Box::new(std::io::sink()));
     let machine = Machine::new(&kvm, &config, out).unwrap_or_else(|e| fine(&e));
-    let mut twin = Twin::new(machine);
+    let mut twin = Twin::new(machine).unwrap_or_else(|e| fine(&e));
     twin.open_output();
     twin.boot().unwrap_or_else(|e| fine(&e));
-    twin.start_tracking().unwrap_or_else(|e| fine(&e));
+    twin.start_tracking();
+    twin.tracking_started().unwrap_or_else(|e| fine(&e));
     let mut samples = Samples::default();
     let mut capture = Capture::default();
     for epoch in 0..FLOOR_EPOCHS {

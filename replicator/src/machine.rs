@@ -180,14 +180,22 @@ pub trait Machine: Send {
     /// Emits the output of all epochs up to and including `epoch`.
     fn release_through(&mut self, epoch: u64);
 
-    /// Starts dirty logging and the recording of disk writes. Every page counts as
-    /// unsent: the caller sends all memory after this.
+    /// Begins to start dirty logging and the recording of disk writes. A hypervisor may take
+    /// its time: [`Machine::tracking_started`] has to follow before anything is read.
+    fn start_tracking(&mut self);
+
+    /// Waits until what [`Machine::start_tracking`] began is done. Every page counts as unsent:
+    /// the caller sends all memory after this.
     ///
     /// # Errors
     /// When the hypervisor refuses to log.
-    fn start_tracking(&mut self) -> Result<(), MachineError>;
+    fn tracking_started(&mut self) -> Result<(), MachineError>;
 
-    /// Ends what [`Machine::start_tracking`] began, and forgets all that is dirty.
+    /// An eventfd, written when [`Machine::tracking_started`] has nothing to wait for. The
+    /// replicator polls it and reads it.
+    fn tracking_switched(&self) -> RawFd;
+
+    /// Ends what [`Machine::start_tracking`] began, now or soon, and forgets all that is dirty.
     fn stop_tracking(&mut self);
 
     /// Replaces `pages` with the numbers of the pages dirtied since the last harvest,

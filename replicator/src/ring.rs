@@ -16,6 +16,7 @@ pub(crate) enum Op {
     Send,
     Output,
     Inbound,
+    Tracking,
     Exited,
     Stop,
     Arbiter,
@@ -23,13 +24,14 @@ pub(crate) enum Op {
     Cancel,
 }
 
-const OPS: [Op; 11] = [
+const OPS: [Op; 12] = [
     Op::Accept,
     Op::Dial,
     Op::Receive,
     Op::Send,
     Op::Output,
     Op::Inbound,
+    Op::Tracking,
     Op::Exited,
     Op::Stop,
     Op::Arbiter,

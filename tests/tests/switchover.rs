@@ -131,6 +131,7 @@ fn without_an_arbiter_an_operator_promotes() {
     // A remembers that it was protected: it does not run what it has.
     stage.pair.start(Node::A).unwrap();
     stage.wait_for_role(Node::A, "standby");
+    stage.wait_for_role(Node::B, "protected");
     wait_for_more(&load, 200);
     done(&stage.operate(Node::B, &["switchover"]));
     wait_for_more(&load, 200);

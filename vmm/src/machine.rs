@@ -65,7 +65,7 @@ pub struct Machine {
     // Dropped in this order: vCPUs first, RAM last.
     vcpus: Vec<Vcpu>,
     _events: EventLoop,
-    vm: Vm,
+    vm: Arc<Vm>,
     devices: Vec<SharedDevice>,
     serial: Arc<Mutex<Serial>>,
     gate: Arc<OutputGate>,
@@ -141,7 +141,7 @@ impl Machine {
     }
 
     /// The KVM VM.
-    pub fn vm(&self) -> &Vm {
+    pub fn vm(&self) -> &Arc<Vm> {
         &self.vm
     }
 

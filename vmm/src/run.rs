@@ -212,7 +212,7 @@ fn protected(
             None
         }
     };
-    let mut twin = Twin::new(machine);
+    let mut twin = Twin::new(machine)?;
     Ok(
         match evertwin_replicator::run(config, &mut twin, arbiter)? {
             Ended::GuestExited => outcome(twin.machine())?,

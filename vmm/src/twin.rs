@@ -35,16 +35,19 @@ pub struct Twin {
 
 impl Twin {
     /// Wraps a machine that has not run yet; its output is held from here on.
-    pub fn new(machine: Machine) -> Self {
+    ///
+    /// # Errors
+    /// When this process can have no further thread or descriptor.
+    pub fn new(machine: Machine) -> Result<Self, Error> {
         machine.gate().hold();
-        Self {
-            dirty_log: DirtyLog::new(machine.vm()),
+        Ok(Self {
+            dirty_log: DirtyLog::new(machine.vm())?,
             dirty: PageSet::new(&memory::region_list(machine.memory())),
             standing: None,
             forwarding: false,
             last_pause: PausePhases::default(),
             machine,
-        }
+        })
     }
 
     /// The machine inside.
@@ -99,7 +102,7 @@ impl Twin {
         Ok(())
     }
 
-    fn set_tracking(&mut self, on: bool) -> Result<(), Error> {
+    fn track(&mut self, on: bool) {
         for device in self.machine.devices() {
             let mut device = lock(device);
             device.record_disk_writes(on);
@@ -108,17 +111,11 @@ impl Twin {
         if on || !self.forwarding {
             self.machine.inbound().record(on);
         }
-        if on {
-            self.dirty_log.start(self.machine.vm())?;
-        } else {
-            self.dirty_log.stop(self.machine.vm())?;
-        }
         // All memory is sent after this (or none is): what was dirty no longer matters.
         for region in self.machine.memory().iter() {
             region.deref().bitmap().reset();
         }
         self.dirty.drain_into(&mut Vec::new());
-        Ok(())
     }
 }
 
@@ -239,14 +236,23 @@ impl Replicated for Twin {
         self.machine.gate().release_through(epoch);
     }
 
-    fn start_tracking(&mut self) -> Result<(), MachineError> {
-        self.set_tracking(true).map_err(failed)
+    fn start_tracking(&mut self) {
+        self.dirty_log.start();
+    }
+
+    fn tracking_started(&mut self) -> Result<(), MachineError> {
+        self.dirty_log.started(self.machine.vm()).map_err(failed)?;
+        self.track(true);
+        Ok(())
+    }
+
+    fn tracking_switched(&self) -> RawFd {
+        self.dirty_log.switched()
     }
 
     fn stop_tracking(&mut self) {
-        if let Err(error) = self.set_tracking(false) {
-            tracing::warn!(%error, "dirty logging could not be turned off; the guest goes on, slower");
-        }
+        self.dirty_log.stop();
+        self.track(false);
     }
 
     fn harvest_live(&mut self, pages: &mut Vec<u64>) -> Result<(), MachineError> {

@@ -47,10 +47,10 @@ impl Driver<'_> {
                 crash_point("epoch::released");
             }
             Action::StartTracking => {
-                let started = self.machine.start_tracking();
-                self.or_lose_link(started, "dirty tracking could not be started");
+                self.machine.start_tracking();
+                self.starts_tracking = true;
             }
-            Action::StopTracking => self.stop_tracking()?,
+            Action::StopTracking => self.stop_tracking(),
             Action::SendMemory(generation) => {
                 self.sync = Some(SyncRound::everything(generation, &self.identity.memory));
                 self.crash_point_sent("sync::begun");
@@ -104,6 +104,8 @@ impl Driver<'_> {
                 let inbound = self.kept.take();
                 // A generation's epochs are numbered anew.
                 self.last_epoch = 0;
+                // Of a guest that is protected from its first instruction on.
+                self.tracking_started();
                 self.machine.promote(inbound)?;
                 crash_point("promote::after");
             }
@@ -186,10 +188,16 @@ impl Driver<'_> {
         result.is_ok()
     }
 
-    fn stop_tracking(&mut self) -> Result<(), Error> {
-        // What was said leaves first: the hypervisor may take its time.
-        self.turn()?;
-        self.ring.submit().map_err(Error::Ring)?;
+    /// The machine may have begun to track: if so, waits for it.
+    pub(super) fn tracking_started(&mut self) {
+        if std::mem::take(&mut self.starts_tracking) {
+            let started = self.machine.tracking_started();
+            self.or_lose_link(started, "dirty tracking could not be started");
+        }
+    }
+
+    fn stop_tracking(&mut self) {
+        self.starts_tracking = false;
         self.sync = None;
         // What was in flight is of no use any more. The next standby gets a full sync, so
         // no page of these harvests is lost (I5).
@@ -198,7 +206,6 @@ impl Driver<'_> {
             link.drop_bulk();
         }
         self.machine.stop_tracking();
-        Ok(())
     }
 
     /// `last`: the guest stays where it is.

@@ -43,6 +43,9 @@ pub(crate) struct Driver<'a> {
     started: Instant,
     output: RawFd,
     inbound: RawFd,
+    tracking: RawFd,
+    /// The machine begins to track: nothing may be read before that is done.
+    starts_tracking: bool,
     /// Epochs captured and not committed, oldest first.
     shipments: VecDeque<Shipment>,
     /// Captures whose buffers can be used again.
@@ -100,6 +103,7 @@ impl<'a> Driver<'a> {
         }
         let output = machine.output_waiting();
         let inbound = machine.inbound_waiting();
+        let tracking = machine.tracking_switched();
         let mut driver = Self {
             identity: machine.identity(),
             twin: Twin::new(core),
@@ -110,6 +114,8 @@ impl<'a> Driver<'a> {
             started: Instant::now(),
             output,
             inbound,
+            tracking,
+            starts_tracking: false,
             shipments: VecDeque::new(),
             spare: Vec::new(),
             harvest: Vec::new(),
@@ -199,6 +205,7 @@ impl<'a> Driver<'a> {
     fn arm(&mut self) -> io::Result<()> {
         self.ring.poll_readable(self.output, Op::Output)?;
         self.ring.poll_readable(self.inbound, Op::Inbound)?;
+        self.ring.poll_readable(self.tracking, Op::Tracking)?;
         self.ring.poll_readable(self.machine.exited(), Op::Exited)?;
         self.ring
             .poll_readable(self.config.stop.as_raw_fd(), Op::Stop)?;
@@ -242,6 +249,13 @@ impl<'a> Driver<'a> {
                 self.pass_inbound();
                 self.ring
                     .poll_readable(self.inbound, Op::Inbound)
+                    .map_err(Error::Ring)?;
+            }
+            Op::Tracking => {
+                drain_eventfd(self.tracking);
+                self.tracking_started();
+                self.ring
+                    .poll_readable(self.tracking, Op::Tracking)
                     .map_err(Error::Ring)?;
             }
             Op::Exited => self.guest_exited()?,

@@ -53,6 +53,18 @@ fn the_standby_goes_on_where_the_primary_died() {
 }
 
 #[test]
+fn a_hypervisor_that_takes_its_time_to_track_costs_no_link() {
+    let (pair, world) = (Pair::new(), world());
+    let vm = FakeVm::new(&world, PAGES);
+    vm.handle().lock().tracking_takes = 3 * TIMEOUT;
+    let a = pair.start("a", vm);
+    let _b = pair.start("b", FakeVm::new(&world, PAGES));
+    // Who waited for it on the thread of the heartbeats would lose the standby each time.
+    pair.wait_named("a");
+    run_until_seen(&a.vm, &world, 100);
+}
+
+#[test]
 fn a_promoted_guest_gets_again_what_no_committed_epoch_has() {
     let (pair, world) = (Pair::new(), world());
     let a = pair.start("a", FakeVm::new(&world, PAGES));

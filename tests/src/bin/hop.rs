@@ -83,9 +83,10 @@ fn main() -> Fallible<()> {
     let console = OpenOptions::new().append(true).create(true).open(console)?;
     let kvm = evertwin::kvm::open()?;
     let machine = Machine::new(&kvm, &config, ConsoleOutput::Writer(Box::new(console)))?;
-    let mut twin = Twin::new(machine);
+    let mut twin = Twin::new(machine)?;
     twin.open_output();
-    twin.start_tracking()?;
+    twin.start_tracking();
+    twin.tracking_started()?;
     match &before {
         None => twin.boot()?,
         Some(before) => resume(&mut twin, before)?,

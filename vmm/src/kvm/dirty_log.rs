@@ -1,6 +1,9 @@
 //! KVM's dirty page log, read and re-armed without stopping the guest
 //! (KVM API, 4.8 `KVM_GET_DIRTY_LOG`, 4.117 `KVM_CLEAR_DIRTY_LOG`, 7.18).
 
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVMIO, kvm_clear_dirty_log,
@@ -10,6 +13,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+use super::log_switch::LogSwitch;
 use super::{KvmError, Vm};
 use crate::memory::PAGE_SIZE;
 
@@ -20,6 +24,7 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xC0, kvm_clear_dirty_log);
 #[derive(Debug)]
 pub struct DirtyLog {
     slots: Vec<Slot>,
+    switch: LogSwitch,
     /// Reading leaves pages writable until they are cleared here; else reading clears.
     manual: bool,
 }
@@ -33,7 +38,10 @@ struct Slot {
 
 impl DirtyLog {
     /// Prepares the log; it records nothing until [`start`](Self::start).
-    pub fn new(vm: &Vm) -> Self {
+    ///
+    /// # Errors
+    /// When this process can have no further thread or descriptor.
+    pub fn new(vm: &Arc<Vm>) -> Result<Self, KvmError> {
         let manual = vm
             .fd
             .enable_cap(&kvm_enable_cap {
@@ -55,27 +63,36 @@ impl DirtyLog {
                 bitmap: vec![0; pages.div_ceil(64) as usize],
             }
         });
-        Self {
+        Ok(Self {
             slots: slots.collect(),
+            switch: LogSwitch::new(vm.clone())?,
             manual,
-        }
+        })
     }
 
-    /// Starts logging with every page clean. Whoever calls this reads all pages afterwards.
+    /// Begins to turn the log on. [`started`](Self::started) must follow.
+    pub fn start(&mut self) {
+        self.switch.begin(true);
+    }
+
+    /// Begins to turn the log off; writes cost nothing again soon after.
+    pub fn stop(&mut self) {
+        self.switch.begin(false);
+    }
+
+    /// A descriptor that becomes readable when all that was begun is done.
+    pub fn switched(&self) -> RawFd {
+        self.switch.switched()
+    }
+
+    /// Waits until the log is on, with every page clean. Whoever calls this reads all pages
+    /// afterwards.
     ///
     /// # Errors
     /// The KVM call that failed.
-    pub fn start(&mut self, vm: &Vm) -> Result<(), KvmError> {
-        vm.log_dirty_pages(true)?;
+    pub fn started(&mut self, vm: &Vm) -> Result<(), KvmError> {
+        self.switch.finish()?;
         self.read(vm, |_, _| {})
-    }
-
-    /// Stops logging; writes cost nothing again.
-    ///
-    /// # Errors
-    /// The KVM call that failed.
-    pub fn stop(&mut self, vm: &Vm) -> Result<(), KvmError> {
-        vm.log_dirty_pages(false)
     }
 
     /// Reads and re-arms the log, giving each slot's first page number and its bitmap

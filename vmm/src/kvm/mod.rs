@@ -2,6 +2,7 @@
 
 mod cpuid;
 mod dirty_log;
+mod log_switch;
 mod msrs;
 mod topology;
 mod tsc;

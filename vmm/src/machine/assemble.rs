@@ -68,7 +68,7 @@ impl Machine {
     pub fn new(kvm: &Kvm, config: &VmConfig, console: ConsoleOutput) -> Result<Self, Error> {
         crate::boot::check(&config.kernel, config.initrd.as_deref())?;
         let memory = Arc::new(memory::allocate(config.memory)?);
-        let vm = Vm::new(kvm, Arc::clone(&memory), config.vcpus)?;
+        let vm = Arc::new(Vm::new(kvm, Arc::clone(&memory), config.vcpus)?);
         let gate = OutputGate::new(GATE_LIMIT).map_err(device_error("output gate"))?;
         let exit = ExitSignal::new().map_err(device_error("exit signal"))?;
         let (out, keys): (Box<dyn Write + Send>, _) = match console {

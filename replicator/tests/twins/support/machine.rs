@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use evertwin_replicator::machine::{
     Capture, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame, Machine, MachineError,
@@ -26,6 +28,7 @@ pub(crate) struct FakeVm(Handle);
 pub(crate) struct Handle {
     inner: Arc<Mutex<Inner>>,
     waiting: Arc<OwnedFd>,
+    switched: Arc<OwnedFd>,
     exited: Arc<OwnedFd>,
     inbound: Arc<OwnedFd>,
 }
@@ -49,6 +52,9 @@ pub(crate) struct Inner {
     pub epochs: u64,
     pub peeks: u64,
     pub failing_captures: u32,
+    /// What the hypervisor needs to start tracking.
+    pub tracking_takes: Duration,
+    tracks_at: Instant,
     pub promotions: u32,
     arrived: Vec<InboundFrame>,
     /// Why the host can't go on.
@@ -100,6 +106,8 @@ impl FakeVm {
                 epochs: 0,
                 peeks: 0,
                 failing_captures: 0,
+                tracking_takes: Duration::ZERO,
+                tracks_at: Instant::now(),
                 promotions: 0,
                 arrived: Vec::new(),
                 again: Vec::new(),
@@ -107,6 +115,7 @@ impl FakeVm {
                 failure: None,
             })),
             waiting: event(),
+            switched: event(),
             exited: event(),
             inbound: event(),
         })
@@ -291,9 +300,26 @@ impl Machine for FakeVm {
             .emit(|epoch| epoch.is_some_and(|epoch| epoch <= through));
     }
 
-    fn start_tracking(&mut self) -> Result<(), MachineError> {
+    fn start_tracking(&mut self) {
+        let mut inner = self.0.lock();
+        let takes = inner.tracking_takes;
+        inner.tracks_at = Instant::now() + takes;
+        let switched = self.0.switched.clone();
+        thread::spawn(move || {
+            thread::sleep(takes);
+            rustix::io::write(&*switched, &1u64.to_ne_bytes()).expect("an eventfd");
+        });
+    }
+
+    fn tracking_started(&mut self) -> Result<(), MachineError> {
+        let at = self.0.lock().tracks_at;
+        thread::sleep(at.saturating_duration_since(Instant::now()));
         self.0.lock().tracking = true;
         Ok(())
+    }
+
+    fn tracking_switched(&self) -> RawFd {
+        self.0.switched.as_raw_fd()
     }
 
     fn stop_tracking(&mut self) {
