@@ -31,10 +31,9 @@ pub struct Config {
     /// Silence after which the peer counts as dead. At least twice `heartbeat`.
     pub timeout: Duration,
     /// How long twins wait for each other after their link broke, before they ask the arbiter who
-    /// goes on: output is held meanwhile. Zero, or 1 ms to 10 s. For networks that break connections; it
-    /// delays every takeover that silence does not cause. With several paths, zero stands for half of
-    /// `timeout`.
-    pub reconnect: Duration,
+    /// goes on: output is held meanwhile. At most 10 s; none is half of `timeout`. Who is seen to be dead
+    /// is not waited for.
+    pub reconnect: Option<Duration>,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,
@@ -138,11 +137,8 @@ impl Config {
 
     /// How long twins wait for each other after their link broke.
     pub(crate) fn patience(&self) -> Duration {
-        if self.reconnect.is_zero() && self.has_paths() {
-            self.timeout / 2
-        } else {
-            self.reconnect
-        }
+        let most = Duration::from_secs(10);
+        self.reconnect.unwrap_or((self.timeout / 2).min(most))
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
@@ -153,7 +149,7 @@ impl Config {
             "replication.epoch must be between 1ms and 10s"
         } else if self.heartbeat < millis(1) {
             "replication.heartbeat must be at least 1ms"
-        } else if self.reconnect > millis(10_000) {
+        } else if self.patience() > millis(10_000) {
             "replication.reconnect must be 10s at most"
         } else if self.timeout < self.heartbeat * 2 {
             "replication.timeout must be at least twice the heartbeat"

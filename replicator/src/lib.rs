@@ -5,6 +5,8 @@
 //! guest. `PROTOCOL.md` describes the protocol.
 
 pub mod arbiter;
+mod attempt;
+mod beacon;
 mod config;
 mod connection;
 pub mod control;

@@ -12,6 +12,7 @@ use io_uring::{IoUring, opcode, squeue};
 pub(crate) enum Op {
     Accept,
     Dial,
+    Probe,
     Receive,
     Send,
     Output,
@@ -24,9 +25,10 @@ pub(crate) enum Op {
     Cancel,
 }
 
-const OPS: [Op; 12] = [
+const OPS: [Op; 13] = [
     Op::Accept,
     Op::Dial,
+    Op::Probe,
     Op::Receive,
     Op::Send,
     Op::Output,

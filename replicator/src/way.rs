@@ -2,11 +2,10 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-
+use crate::attempt::Attempt;
 use crate::config::Error;
 use crate::ring::{Completion, Op, Ring};
 
@@ -29,17 +28,6 @@ pub(crate) enum Way {
     },
 }
 
-pub(crate) enum Attempt {
-    None {
-        not_before: Instant,
-    },
-    Running {
-        id: u64,
-        socket: OwnedFd,
-        until: Instant,
-    },
-}
-
 impl Way {
     pub(crate) fn listen(addresses: &[SocketAddr], ring: &mut Ring) -> Result<Self, Error> {
         let mut listeners = Vec::new();
@@ -55,9 +43,7 @@ impl Way {
     }
 
     pub(crate) fn dial(addresses: Vec<SocketAddr>) -> Self {
-        let attempt = Attempt::None {
-            not_before: Instant::now(),
-        };
+        let attempt = Attempt::new(Op::Dial);
         Self::Dial { addresses, attempt }
     }
 
@@ -97,23 +83,14 @@ impl Way {
         let Self::Dial { addresses, attempt } = self else {
             return None;
         };
-        if !matches!(attempt, Attempt::Running { id, .. } if *id == completion.id) {
-            return None;
-        }
-        let none = Attempt::None {
-            not_before: now + REDIAL,
-        };
-        let Attempt::Running { socket, .. } = std::mem::replace(attempt, none) else {
-            return None;
-        };
         let address = *addresses.first()?;
-        let connected =
-            completion.result >= 0 && matches!(sockopt::socket_error(&socket), Ok(Ok(())));
-        if connected {
-            return Some((TcpStream::from(socket), address));
+        match attempt.ended(completion, now, REDIAL)? {
+            Ok(stream) => Some((stream, address)),
+            Err(_) => {
+                self.next_path();
+                None
+            }
         }
-        self.next_path();
-        None
     }
 
     /// The path that was used last is bad: the next attempt takes another, if there is one.
@@ -134,24 +111,15 @@ impl Way {
         let Self::Dial { addresses, attempt } = self else {
             return Ok(());
         };
-        match attempt {
-            Attempt::None { not_before } if wanted && *not_before <= now => {
-                *not_before = now + REDIAL;
-                let first = addresses.first().map(|address| connect(*address));
-                let Some(Ok(socket)) = first else {
-                    self.next_path();
-                    return Ok(());
-                };
-                ring.poll_writable(socket.as_raw_fd(), Op::Dial, id)?;
-                let until = now + PATIENCE;
-                *attempt = Attempt::Running { id, socket, until };
-            }
-            Attempt::Running { id, until, .. } if *until <= now => {
-                ring.cancel(Op::Dial, *id)?;
-                *attempt = Attempt::None { not_before: now };
-                self.next_path();
-            }
-            Attempt::None { .. } | Attempt::Running { .. } => {}
+        let failed = if wanted && attempt.due(now) {
+            attempt.pause_until(now + REDIAL);
+            let first = addresses.first();
+            first.is_some_and(|first| attempt.begin(ring, *first, id, now + PATIENCE).is_err())
+        } else {
+            attempt.expire(ring, now)?
+        };
+        if failed {
+            self.next_path();
         }
         Ok(())
     }
@@ -159,19 +127,14 @@ impl Way {
     /// Waits longer than usual before the next attempt.
     pub(crate) fn pause(&mut self, now: Instant) {
         if let Self::Dial { attempt, .. } = self {
-            *attempt = Attempt::None {
-                not_before: now + REFUSED,
-            };
+            attempt.pause_until(now + REFUSED);
         }
     }
 
     /// When [`Self::redial`] has something to do.
     pub(crate) fn deadline(&self, wanted: bool) -> Option<Instant> {
         match self {
-            Self::Dial { attempt, .. } => match attempt {
-                Attempt::None { not_before } => wanted.then_some(*not_before),
-                Attempt::Running { until, .. } => Some(*until),
-            },
+            Self::Dial { attempt, .. } => attempt.deadline(wanted),
             Self::Listen(_) => None,
         }
     }
@@ -188,19 +151,5 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
             }
             bound => return bound,
         }
-    }
-}
-
-/// Starts to connect; the socket becomes writable when that has ended.
-fn connect(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
-        Err(error) => Err(error),
     }
 }

@@ -50,7 +50,7 @@ fn start_b_through(stage: &Stage, proxy_address: SocketAddr) -> Process {
 }
 
 /// The pair is protected over a link that then damages one epoch: the epoch is discarded, the guest goes on, and the
-/// pair is protected again over the link that is now good.
+/// pair is protected, again or still, over the link that is now good.
 fn survives(damage: Damage) {
     let mut stage = Stage::new(&diskless());
     let proxy = Proxy::start(&stage.pair.topology.b, PROXY, Node::A.address(), damage).unwrap();
@@ -70,7 +70,8 @@ fn survives(damage: Damage) {
         process
             .log()
             .wait(from, STEP, |line| {
-                line.message().as_deref() == Some("protected")
+                let message = line.message();
+                matches!(message.as_deref(), Some("protected" | "resumed"))
             })
             .is_ok()
     };
@@ -90,6 +91,39 @@ fn survives(damage: Damage) {
     }
     demand_clean(load);
     b.kill();
+}
+
+/// With time enough, twins whose link breaks find each other again: nobody asks the arbiter.
+#[test]
+fn a_link_that_breaks_is_back_and_nobody_notices() {
+    for damage in [Damage::Cut, Damage::Flip] {
+        let mut stage = Stage::new(&PairConfig {
+            timeout: Duration::from_secs(8),
+            ..diskless()
+        });
+        let proxy = Proxy::start(&stage.pair.topology.b, PROXY, Node::A.address(), damage).unwrap();
+        stage.pair.start(Node::A).unwrap();
+        let mut b = start_b_through(&stage, PROXY);
+        stage.wait_for(Node::A, "protected");
+        stage.twin(Node::A).wait_for_console("ready", STEP).unwrap();
+        let load = stage.load(LoadOptions::default());
+        for _ in 0..5 {
+            wait_for_more(&load, 100);
+            let seen = stage.twin(Node::A).log().len();
+            proxy.damage_after(20_000);
+            wait_for_more(&load, 500);
+            wait_for_damage(&proxy);
+            let resumed = |line: &Line| line.message().as_deref() == Some("resumed");
+            let log = stage.twin(Node::A).log();
+            assert!(log.wait(seen, STEP, resumed).is_ok(), "{damage:?}");
+        }
+        assert_eq!(stage.role(Node::A).as_deref(), Some("protected"));
+        assert!(!b.has_event_since(0, "promoted"));
+        let record = std::fs::read_to_string(stage.lab.path("arbiter")).unwrap();
+        assert!(record.contains(" 1 a b "), "{record}");
+        demand_clean(load);
+        b.kill();
+    }
 }
 
 /// The link swallows everything from some byte on while acknowledgements still flow the other way.

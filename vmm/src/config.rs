@@ -147,8 +147,9 @@ pub struct ReplicationConfig {
     pub heartbeat: Duration,
     /// Silence after which the peer counts as dead.
     pub timeout: Duration,
-    /// How long twins wait for each other after their link broke; zero: not at all.
-    pub reconnect: Duration,
+    /// How long twins wait for each other after their link broke; zero: not at all. None: half of
+    /// `timeout`.
+    pub reconnect: Option<Duration>,
     /// The Unix socket by which operators reach this twin.
     pub control: PathBuf,
 }

@@ -62,6 +62,8 @@ pub enum Bug {
     StaleGeneration,
     /// Liveness: a starting twin that saw no record, or one of the past, does not look again.
     WaitsUnread,
+    /// I2: who is told that its primary is dead goes on without asking.
+    DeadIsWon,
     /// I2: a first claim that finds its own record counts as won, though an earlier life made it.
     FirstClaimIsMine,
     /// I2: of two cold twins without an arbiter the one with the older note boots, too.
@@ -89,7 +91,7 @@ pub enum Bug {
 #[cfg(feature = "seeded-bugs")]
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::ReleaseOnShip,
         Self::ReleaseBeforeNamed,
         Self::GateStaysOpen,
@@ -117,6 +119,7 @@ impl Bug {
         Self::BootUnclaimed,
         Self::StaleGeneration,
         Self::WaitsUnread,
+        Self::DeadIsWon,
         Self::FirstClaimIsMine,
         Self::OlderNoteBoots,
         Self::UnnamedWaits,

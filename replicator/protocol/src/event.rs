@@ -92,6 +92,11 @@ pub enum Input {
     OutputWaiting,
     /// The guest ended by itself.
     GuestExited,
+    /// The peer that is missed ([`Twin::misses_peer`]) is seen to be dead. It may be a mistake: nothing
+    /// but the wait for it depends on it.
+    ///
+    /// [`Twin::misses_peer`]: crate::Twin::misses_peer
+    PeerDead,
     /// The operator asks this twin to stop at once.
     Stop,
     /// The operator asks for something else; refused by [`Report::Refused`] if it can't be.

@@ -40,6 +40,7 @@ impl Interrupted {
             {
                 return self.guest.resume(cx, epoch);
             }
+            Event::PeerDead if !cx.link.is_up() => return self.guest.give_up(cx),
             // It has lost what it held, or has taken over.
             Event::Peer(_) => return self.guest.give_up(cx),
             Event::Captured { .. } | Event::CaptureFailed | Event::Dirty(_) => {

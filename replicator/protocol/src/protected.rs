@@ -167,6 +167,7 @@ impl Protected {
             | Event::Peer(_)
             | Event::RoundSent
             | Event::Harvested(_)
+            | Event::PeerDead
             | Event::Operator(_) => {}
         }
         self.pump(cx);

@@ -110,6 +110,14 @@ impl Standby {
             {
                 Promoting::begin(cx)
             }
+            (Event::PeerDead, Held::Epoch { .. })
+                if self.until.is_some() && !cx.link.is_up() && cx.config.has(Bug::DeadIsWon) =>
+            {
+                Self::without_arbiter(cx)
+            }
+            (Event::PeerDead, Held::Epoch { .. }) if self.until.is_some() && !cx.link.is_up() => {
+                Promoting::begin(cx)
+            }
             (Event::Peer(Status::Cold), Held::Epoch { .. }) if self.until.is_some() => {
                 Promoting::begin(cx)
             }
@@ -156,6 +164,11 @@ impl Standby {
 
     pub(crate) fn deadline(&self, cx: &Context) -> Option<Time> {
         self.until.filter(|_| !cx.link.is_up())
+    }
+
+    /// Is the primary waited for, whose link broke?
+    pub(crate) fn misses_primary(&self, cx: &Context) -> bool {
+        self.deadline(cx).is_some()
     }
 
     /// The primary is there again. If it is of the same generation, all goes on as before (T39).

@@ -37,6 +37,7 @@ pub(crate) enum Event {
     Dirty(bool),
     OutputWaiting,
     GuestExited,
+    PeerDead,
     Operator(Command),
 }
 
@@ -117,6 +118,15 @@ impl State {
             | Self::Promoting(_)
             | Self::TakingOver(_)
             | Self::Ended => None,
+        }
+    }
+
+    /// Is a peer waited for whose link broke?
+    pub(crate) fn misses_peer(&self, cx: &Context) -> bool {
+        match self {
+            Self::Interrupted(_) => !cx.link.is_up(),
+            Self::Standby(state) => state.misses_primary(cx),
+            _ => false,
         }
     }
 

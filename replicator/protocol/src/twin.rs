@@ -64,6 +64,7 @@ impl Twin {
             Input::Dirty(dirty) => self.step(Event::Dirty(dirty)),
             Input::OutputWaiting => self.step(Event::OutputWaiting),
             Input::GuestExited => self.step(Event::GuestExited),
+            Input::PeerDead => self.step(Event::PeerDead),
             Input::Stop => self.stop(),
             Input::Operator(command) => self.step(Event::Operator(command)),
         }
@@ -104,6 +105,12 @@ impl Twin {
     /// Is a new link of use now? While a race is open it is not.
     pub fn wants_link(&self) -> bool {
         !self.cx.link.is_up() && self.state.status(&self.cx).is_some()
+    }
+
+    /// Is the peer waited for after its link broke? Then it is worth looking whether it lives:
+    /// see [`Input::PeerDead`].
+    pub fn misses_peer(&self) -> bool {
+        self.state.misses_peer(&self.cx)
     }
 
     fn step(&mut self, event: Event) {

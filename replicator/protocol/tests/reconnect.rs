@@ -86,6 +86,21 @@ fn a_peer_that_is_not_the_same_standby_is_given_up() {
 }
 
 #[test]
+fn a_peer_that_is_seen_to_be_dead_is_not_waited_for() {
+    assert_eq!(interrupted().give(Input::PeerDead), strike());
+    // As after any loss, only the arbiter can say that the guest runs here (I2).
+    let race = swap(Some(named()), Record::solo(2, node("b")));
+    assert_eq!(waiting().give(Input::PeerDead), [race]);
+    // Late news of an earlier wait.
+    let mut primary = interrupted();
+    primary.give(Input::LinkUp);
+    assert_eq!(primary.give(Input::PeerDead), []);
+    let mut standby = waiting();
+    standby.give(Input::LinkUp);
+    assert_eq!(standby.give(Input::PeerDead), []);
+}
+
+#[test]
 fn a_primary_gives_its_standby_up_in_time() {
     let mut bench = interrupted();
     assert_eq!(bench.pass(Duration::from_millis(100)), []);

@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     pub(crate) address: SocketAddr,
     /// The peer's hello was checked.
     pub(crate) verified: bool,
+    /// Our hello was queued.
+    pub(crate) greeted: bool,
     /// When something last came over it.
     heard: Instant,
     stream: TcpStream,
@@ -61,6 +63,7 @@ impl Connection {
             id,
             address,
             verified: false,
+            greeted: false,
             heard: Instant::now(),
             stream,
             reader: FrameReader::new(),
@@ -73,6 +76,11 @@ impl Connection {
             sending: false,
             message: Message::default(),
         })
+    }
+
+    /// This side's address.
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
     }
 
     pub(crate) fn queue_control(&mut self, frame: Frame) {

@@ -141,7 +141,11 @@ impl Driver<'_> {
         let kind = match envelope.message {
             Message::Hello(status) => {
                 let hello = self.hello(status).encode();
-                return self.queue(Frame::new(Kind::Hello, envelope.generation, 0, &hello));
+                self.queue(Frame::new(Kind::Hello, envelope.generation, 0, &hello));
+                if let Some(link) = &mut self.network.link {
+                    link.greeted = true;
+                }
+                return self.tell_beacon();
             }
             Message::SyncBegin => Kind::SyncBegin,
             Message::Ack => Kind::Ack,

@@ -133,6 +133,7 @@ impl Driver<'_> {
             Kind::Inbound => {
                 return Ok(self.take_in(header, payload)?);
             }
+            Kind::Beacon => return Ok(self.take_beacon(header, payload)?),
             Kind::EpochBegin
             | Kind::Pages
             | Kind::State
@@ -210,6 +211,7 @@ impl Driver<'_> {
                 "link up"
             );
         }
+        self.tell_beacon();
         self.received(header, Message::Hello(hello.status), &[])
     }
 

@@ -3,6 +3,7 @@
 mod actions;
 mod frames;
 mod inbound;
+mod missed;
 mod operator;
 mod report;
 mod sync;
@@ -24,6 +25,7 @@ use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
 use inbound::Kept;
+use missed::Missed;
 use operator::Pending;
 use sync::SyncRound;
 
@@ -64,6 +66,7 @@ pub(crate) struct Driver<'a> {
     last_epoch: u64,
     /// The newest version of the protocol that the peer speaks.
     peer_version: u16,
+    missed: Missed,
     /// Until when frames for a guest that was handed over are passed on.
     forward_until: Option<Instant>,
     pending: Option<Pending>,
@@ -127,6 +130,7 @@ impl<'a> Driver<'a> {
             kept: Kept::default(),
             last_epoch: 0,
             peer_version: 0,
+            missed: Missed::new(),
             forward_until: None,
             pending: None,
             reported: None,
@@ -237,6 +241,7 @@ impl<'a> Driver<'a> {
                     self.inputs.push_back(Input::LinkUp);
                 }
             }
+            Op::Probe => self.looked_for_peer(completion),
             Op::Output => {
                 drain_eventfd(self.output);
                 self.inputs.push_back(Input::OutputWaiting);
@@ -329,6 +334,7 @@ impl<'a> Driver<'a> {
     /// Sends what waits, and looks after connections.
     fn turn(&mut self) -> Result<(), Error> {
         self.forward_no_longer();
+        self.look_for_peer()?;
         let wanted = self.twin.wants_link();
         self.network
             .turn(&mut self.ring, Instant::now(), wanted)
@@ -347,9 +353,13 @@ impl<'a> Driver<'a> {
         let forward = self
             .forward_until
             .map(|at| at.saturating_duration_since(Instant::now()));
+        let look = self
+            .next_look()
+            .map(|at| at.saturating_duration_since(Instant::now()));
         core.into_iter()
             .chain(network)
             .chain(forward)
+            .chain(look)
             .chain(self.path_silent_in())
             .fold(LONGEST_WAIT, Duration::min)
     }

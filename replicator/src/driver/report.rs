@@ -11,7 +11,12 @@ impl Driver<'_> {
         let peer = self.config.peer;
         // Said once, and not each time that the arbiter is asked.
         let again = self.reported.replace(report) == Some(report);
-        if again && matches!(report, Report::ArbiterFailed | Report::NotNamedYet) {
+        if again
+            && matches!(
+                report,
+                Report::ArbiterFailed | Report::NotNamedYet | Report::WaitingForPeer(_)
+            )
+        {
             return;
         }
         match report {

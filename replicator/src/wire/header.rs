@@ -21,6 +21,9 @@ pub(crate) const OLDEST: u16 = 2;
 /// The version that brought the exchange of roles.
 pub(crate) const HAND_OVER: u16 = 3;
 
+/// The version that brought the beacon.
+pub(crate) const BEACON: u16 = 3;
+
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
 
@@ -75,6 +78,8 @@ pub enum Kind {
     HandOver = 18,
     /// The guest runs here now.
     TookOver = 19,
+    /// An address at which the sender keeps a port open for as long as it lives.
+    Beacon = 20,
 }
 
 impl Kind {
@@ -82,6 +87,7 @@ impl Kind {
     fn version(self) -> u16 {
         match self {
             Self::HandOver | Self::TookOver => HAND_OVER,
+            Self::Beacon => BEACON,
             _ => OLDEST,
         }
     }
@@ -111,6 +117,7 @@ impl TryFrom<u16> for Kind {
             17 => Self::SyncZeroes,
             18 => Self::HandOver,
             19 => Self::TookOver,
+            20 => Self::Beacon,
             other => return Err(WireError::Kind(other)),
         })
     }

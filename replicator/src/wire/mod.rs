@@ -4,6 +4,7 @@
 //! memory grows with what arrives, not with what is announced.
 
 mod assembly;
+mod beacon;
 mod difference;
 mod epoch;
 mod frame;
@@ -16,11 +17,12 @@ mod reader;
 mod tests;
 
 pub(crate) use assembly::Assembly;
+pub(crate) use beacon::{beacon, beacon_frame};
 pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
-pub(crate) use header::{HAND_OVER, Header, MAGIC, MAX_PAYLOAD, VERSION};
+pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, VERSION};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};

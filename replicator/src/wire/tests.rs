@@ -1,5 +1,6 @@
 //! Round trips, and hostile bytes: nothing harmed is ever taken for whole (I3, I9).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use evertwin_protocol::Status;
@@ -291,7 +292,7 @@ proptest! {
     /// Frames with sound checksums and rubbish within: their parsers are on their own.
     #[test]
     fn rubbish_in_sound_frames_is_refused(
-        parts in vec((1..18u16, 0..3u64, vec(any::<u8>(), 0..600)), 1..8),
+        parts in vec((1..21u16, 0..3u64, vec(any::<u8>(), 0..600)), 1..8),
     ) {
         let mut stream = Vec::new();
         for (kind, epoch, payload) in &parts {
@@ -300,6 +301,7 @@ proptest! {
             let _ = Hello::decode(payload);
             let _ = disk_write(kind, payload);
             let _ = inbound(*epoch, payload);
+            let _ = beacon(payload);
             let _ = PageList::default().decode(kind, payload, &MEMORY);
         }
         prop_assert!(!matches!(receive(&stream, 4096), Ok(Some(_))));
@@ -320,6 +322,21 @@ proptest! {
             let inside = |page: &u64| *page < 400 || (0x1000..0x100A).contains(page);
             prop_assert!(list.full.iter().chain(&list.zero).all(inside));
         }
+    }
+}
+
+#[test]
+fn beacons_come_back_as_they_were() {
+    for address in ["192.168.50.1:7", "[fd00::1]:65535", "127.0.0.1:1"] {
+        let address: SocketAddr = address.parse().expect("an address");
+        let bytes = beacon_frame(address).head;
+        let payload = &bytes[HEADER_LEN..];
+        assert_eq!(beacon(payload), Some(address));
+        assert_eq!(beacon(&payload[1..]), None);
+    }
+    for nowhere in ["0.0.0.0:7", "224.0.0.1:7", "192.168.50.1:0"] {
+        let nowhere: SocketAddr = nowhere.parse().expect("an address");
+        assert_eq!(beacon(&beacon_frame(nowhere).head[HEADER_LEN..]), None);
     }
 }
 

@@ -6,7 +6,12 @@ use evertwin_replicator::control::Command;
 
 use crate::support::machine::FakeVm;
 use crate::support::proxy::Proxy;
-use crate::support::{PAGES, Pair, Running, free_address, run_until_seen, seen, wait_for, world};
+use crate::support::{
+    PAGES, Pair, Running, free_address, run_until_seen, seen, wait_for, wait_within, world,
+};
+
+/// Longer than anything is waited for here.
+const LONG: Duration = Duration::from_secs(10);
 
 /// A protected pair whose twins wait for each other for that long, and the wire between them.
 fn patient(
@@ -14,7 +19,7 @@ fn patient(
     reconnect: Duration,
 ) -> (Pair, Proxy, [Running; 2]) {
     let mut pair = Pair::new();
-    pair.reconnect = reconnect;
+    pair.reconnect = Some(reconnect);
     let proxy = Proxy::to(pair.listen);
     pair.dial = proxy.address;
     let a = pair.start("a", FakeVm::new(world, PAGES));
@@ -76,12 +81,12 @@ fn a_link_that_is_not_back_in_time_is_lost() {
 }
 
 #[test]
-fn a_peer_that_is_back_without_its_epoch_is_filled_anew() {
+fn a_standby_that_died_is_not_waited_for() {
     let world = world();
-    let (pair, _proxy, [a, b]) = patient(&world, Duration::from_secs(5));
+    let (pair, _proxy, [a, b]) = patient(&world, LONG);
     run_until_seen(&a.vm, &world, 100);
     drop(b);
-    wait_for("a misses it", || a.role() == "reconnecting");
+    wait_within(LONG / 2, "a goes on alone", || a.role() == "solo");
     let b = pair.start("b", FakeVm::new(&world, PAGES));
     wait_for("b is the standby again", || {
         a.vm.step();
@@ -89,6 +94,18 @@ fn a_peer_that_is_back_without_its_epoch_is_filled_anew() {
     });
     assert_eq!(pair.record().expect("a record").generation, 2);
     run_until_seen(&a.vm, &world, 100);
+    crate::support::assert_ascending(&world);
+}
+
+#[test]
+fn a_primary_that_died_is_not_waited_for() {
+    let world = world();
+    let (_pair, _proxy, [a, b]) = patient(&world, LONG);
+    run_until_seen(&a.vm, &world, 100);
+    drop(a);
+    wait_within(LONG / 2, "b is promoted", || b.vm.running());
+    assert!(b.vm.lock().consistent(), "exactly one epoch (I3)");
+    run_until_seen(&b.vm, &world, 100);
     crate::support::assert_ascending(&world);
 }
 

@@ -56,6 +56,7 @@ impl World<'_> {
                 process.busy = false;
             }
             self.schedule_tick(host);
+            self.schedule_probe(host, self.now);
         }
     }
 

@@ -48,7 +48,7 @@ impl Schedule {
                 break;
             }
         }
-        schedule.reconnect_us = random.one_of(&[0, 0, 20_000, 60_000]);
+        schedule.reconnect_us = random.one_of(&[0, 20_000, 30_000, 60_000]);
         schedule
     }
 }

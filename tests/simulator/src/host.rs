@@ -73,6 +73,8 @@ pub(crate) struct Process {
     /// The sync round under way.
     pub(crate) round: Round,
     pub(crate) next_tick: u64,
+    /// It looks whether its peer lives.
+    pub(crate) probing: bool,
     pub(crate) arbiter_free_at: u64,
 }
 

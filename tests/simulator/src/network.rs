@@ -11,6 +11,9 @@ use crate::world::{MICRO, MILLI, World};
 /// Connections that the listener keeps before one of them says who it is.
 const STRANGERS: usize = 4;
 
+/// How often a twin looks whether a peer that it misses is alive.
+const LOOK_EVERY: u64 = 2 * MILLI;
+
 /// A message and what travels beside it: the number of a load, or 0.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame {
@@ -217,6 +220,40 @@ impl World<'_> {
             .is_some_and(|link| link.connection == connection)
         {
             self.lose_link(host, Input::LinkDown);
+        }
+    }
+
+    /// A twin that misses its peer looks for it soon, and again and again.
+    pub(crate) fn schedule_probe(&mut self, host: usize, since: u64) {
+        if let Some(process) = &mut self.hosts[host].process
+            && process.twin.misses_peer()
+            && !std::mem::replace(&mut process.probing, true)
+        {
+            let life = process.life;
+            let event = Event::Probe { host, life, since };
+            self.queue.push(self.now + LOOK_EVERY, event);
+        }
+    }
+
+    /// Who died since, or was started anew, is found dead. Now and then so is a peer that lives:
+    /// somebody else answered for it.
+    pub(crate) fn probe(&mut self, host: usize, life: u32, since: u64) {
+        if !self.hosts[host].lives(life) {
+            return;
+        }
+        let peer = self.hosts[1 - host].process.as_ref();
+        let dead = peer.is_none_or(|peer| peer.started > since);
+        let mistaken = || Random::new(self.schedule.seed ^ self.now, 9).below(32) == 0;
+        let dead = dead || mistaken();
+        let Some(process) = &mut self.hosts[host].process else {
+            return;
+        };
+        process.probing = false;
+        if dead && process.twin.misses_peer() {
+            self.note(|| format!("host {host} finds its peer dead"));
+            self.input(host, Input::PeerDead);
+        } else {
+            self.schedule_probe(host, since);
         }
     }
 

@@ -42,6 +42,8 @@ pub(crate) enum Event {
     },
     /// The next part of a sync round can be sent.
     Round { host: usize, life: u32, round: u32 },
+    /// A twin that misses its peer since then looks whether it lives.
+    Probe { host: usize, life: u32, since: u64 },
     /// Held output waits.
     OutputWaits { host: usize, life: u32 },
     /// The guest ends by itself.

@@ -204,6 +204,7 @@ impl<'a> World<'a> {
             Event::Tick { host, .. }
             | Event::Answer { host, .. }
             | Event::Round { host, .. }
+            | Event::Probe { host, .. }
             | Event::OutputWaits { host, .. }
             | Event::GuestExits { host }
             | Event::Operator { host, .. } => host,
@@ -247,6 +248,7 @@ impl<'a> World<'a> {
                 }
             }
             Event::Round { host, life, round } => self.round(host, life, round),
+            Event::Probe { host, life, since } => self.probe(host, life, since),
             Event::OutputWaits { host, life } => {
                 if self.hosts[host].lives(life) {
                     self.input(host, Input::OutputWaiting);
@@ -311,6 +313,7 @@ impl<'a> World<'a> {
             acknowledged: false,
             round: Round::default(),
             next_tick: u64::MAX,
+            probing: false,
             arbiter_free_at: 0,
         });
         self.note(|| format!("host {host} starts"));

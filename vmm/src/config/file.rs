@@ -249,8 +249,8 @@ fn replication(
         heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
         timeout: time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?,
         reconnect: match entry.and_then(|r| r.reconnect.as_deref()) {
-            None => Duration::ZERO,
-            given => time("reconnect", given, 0)?,
+            None => None,
+            given => Some(time("reconnect", given, 0)?),
         },
         control: match &file.control {
             Some(path) => place(path),

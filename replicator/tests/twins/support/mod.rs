@@ -81,7 +81,8 @@ pub(crate) struct Pair {
     pub second: Option<(SocketAddr, SocketAddr)>,
     pub arbiter: bool,
     /// How long twins wait for each other after their link broke.
-    pub reconnect: Duration,
+    pub reconnect: Option<Duration>,
+    pub timeout: Duration,
     /// Nodes without TLS.
     pub plaintext: Vec<&'static str>,
     /// Nodes that show the keys of others.
@@ -102,7 +103,8 @@ impl Pair {
             dial: listen,
             second: None,
             arbiter: true,
-            reconnect: Duration::ZERO,
+            reconnect: None,
+            timeout: TIMEOUT,
             plaintext: Vec::new(),
             posing: Vec::new(),
         }
@@ -159,7 +161,7 @@ impl Pair {
             security,
             epoch: Duration::from_millis(5),
             heartbeat: Duration::from_millis(20),
-            timeout: TIMEOUT,
+            timeout: self.timeout,
             reconnect: self.reconnect,
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
@@ -228,8 +230,13 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// Waits for something that must come true.
 #[track_caller]
-pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+pub(crate) fn wait_for(what: &str, holds: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, holds);
+}
+
+/// The same within a time.
+pub(crate) fn wait_within(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + time;
     while !holds() {
         assert!(Instant::now() < until, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(1));
