@@ -3,6 +3,7 @@
 mod assemble;
 mod pause;
 mod reboot;
+mod slowdown;
 
 pub use assemble::ConsoleOutput;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::event_loop::{EventLoop, EventLoopError};
 use crate::kvm::{KvmError, Vcpu, Vm};
 use crate::memory::MemoryError;
 use reboot::{Boots, PowerOn};
+use slowdown::Slowdown;
 
 /// Why a machine can't be made or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +64,9 @@ pub type SharedDevice = Arc<Mutex<dyn Device>>;
 
 /// A microVM. It starts with its vCPUs paused and nothing loaded.
 pub struct Machine {
-    // Dropped in this order: vCPUs first, RAM last.
-    vcpus: Vec<Vcpu>,
+    // Dropped in this order: vCPUs and who kicks them first, RAM last.
+    slowdown: Option<Slowdown>,
+    vcpus: Arc<[Vcpu]>,
     _events: EventLoop,
     vm: Arc<Vm>,
     devices: Vec<SharedDevice>,
@@ -126,8 +129,9 @@ impl Machine {
     /// Stops the vCPUs for good and drops all output that is held or still to come.
     pub fn halt(&mut self) {
         self.gate.discard();
+        self.slowdown = None;
         // Dropping a handle kicks the vCPU out of the guest and joins its thread.
-        self.vcpus.clear();
+        self.vcpus = Arc::default();
     }
 
     /// What the VM is made of.

@@ -7,12 +7,16 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use crossbeam_channel::{
+    Receiver, RecvError, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded,
+};
 use evertwin_devices::bus::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::turns::Turns;
 use super::vcpu_state::VcpuState;
 use super::{KvmError, TscChange, Vm};
 use crate::die_together::DieTogether;
@@ -44,6 +48,8 @@ enum Command {
         capture: bool,
         reply: Sender<Result<Option<Box<VcpuState>>, KvmError>>,
     },
+    /// Take this share of the guest's time, in percent.
+    Slow(u8),
     /// Run a closure on the paused vCPU.
     Setup(Setup, Sender<Result<(), KvmError>>),
 }
@@ -83,6 +89,7 @@ impl Vcpu {
             buses,
             commands: receiver,
             msrs: Arc::clone(&msrs),
+            turns: Turns::new(Instant::now()),
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
@@ -111,6 +118,18 @@ impl Vcpu {
     /// [`KvmError::VcpuGone`].
     pub fn resume(&self) -> Result<(), KvmError> {
         self.send(Command::Resume)
+    }
+
+    /// Has the vCPU stay out of the guest for this share of its time, in percent, at most 99: when
+    /// it is kicked, it stays out as long as its time in the guest demands. Paused or not, it obeys
+    /// as before.
+    ///
+    /// # Errors
+    /// [`KvmError::VcpuGone`].
+    pub(crate) fn slow(&self, percent: u8) -> Result<(), KvmError> {
+        self.send(Command::Slow(percent))?;
+        self.kick();
+        Ok(())
     }
 
     /// Starts pausing: kicks the vCPU and returns what will tell when it has stopped.
@@ -158,7 +177,8 @@ impl Vcpu {
         }
     }
 
-    fn kick(&self) {
+    /// Has the vCPU leave the guest for a moment, and look what there is to do.
+    pub(crate) fn kick(&self) {
         // First the flag, then the signal: a thread about to enter guest mode sees one,
         // a thread already there the other.
         self.run_page.ask_exit();
@@ -265,6 +285,7 @@ struct Runner {
     buses: Arc<Buses>,
     commands: Receiver<Command>,
     msrs: Arc<[u32]>,
+    turns: Turns,
 }
 
 /// What one entry into the guest came to.
@@ -280,20 +301,15 @@ impl Runner {
         // A guest that has ended here runs no further, whoever resumes the others.
         let mut over = false;
         loop {
-            let command = if running {
-                match self.commands.try_recv() {
-                    Ok(command) => Some(command),
-                    Err(TryRecvError::Empty) => None,
-                    Err(TryRecvError::Disconnected) => return,
-                }
-            } else {
-                match self.commands.recv() {
-                    Ok(command) => Some(command),
-                    Err(_) => return,
-                }
+            let Ok(command) = self.next_command(running) else {
+                return;
             };
             match command {
-                Some(Command::Resume) => running = !over,
+                Some(Command::Resume) => {
+                    self.turns.begin(Instant::now());
+                    running = !over;
+                }
+                Some(Command::Slow(percent)) => self.turns.slow(percent, Instant::now()),
                 Some(Command::Pause { capture, reply }) => {
                     if running && let Step::End(end) = self.finish_pending_io() {
                         over = true;
@@ -318,6 +334,33 @@ impl Runner {
                     }
                 }
             }
+        }
+    }
+
+    /// What is asked of the vCPU. One that runs does not wait for that, unless it has to stay out
+    /// of the guest for a while: then whatever is asked ends its turn outside.
+    ///
+    /// # Errors
+    /// The handle is gone.
+    fn next_command(&mut self, running: bool) -> Result<Option<Command>, RecvError> {
+        if !running {
+            return self.commands.recv().map(Some);
+        }
+        let command = match self.turns.out(Instant::now) {
+            Some(out) => {
+                let command = self.commands.recv_timeout(out);
+                self.turns.begin(Instant::now());
+                command
+            }
+            None => self.commands.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            }),
+        };
+        match command {
+            Ok(command) => Ok(Some(command)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(RecvError),
         }
     }
 

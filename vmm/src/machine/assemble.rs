@@ -134,6 +134,7 @@ impl Machine {
             .map(|id| Vcpu::spawn(&vm, id, Arc::clone(&buses), on_end(&exit, &failure)))
             .collect::<Result<_, _>>()?;
         let mut machine = Self {
+            slowdown: None,
             vcpus,
             _events: events,
             vm,
