@@ -42,6 +42,9 @@ pub struct SyncStatus {
     pub bytes: u64,
     /// Time to the round's end at the pace so far, in milliseconds. None before there is one.
     pub eta_ms: Option<u64>,
+    /// What of the guest's time is taken from it until the standby has caught up, in percent.
+    #[serde(default)]
+    pub slowed_percent: u8,
 }
 
 /// Why a command was not obeyed.

@@ -245,6 +245,12 @@ pub trait Machine: Send {
     /// Gives frames to the running guest that came for it where it ran before.
     fn receive(&mut self, frames: Vec<InboundFrame>);
 
+    /// Keeps each vCPU of the running guest out of it for this share of the time, in percent, up
+    /// to 99; 0: it runs all the time again. Nothing else may wait for that: a vCPU that is kept
+    /// out pauses, ends and is fenced as fast as one that runs. A guest that boots again stays as
+    /// slow.
+    fn slow_guest(&mut self, percent: u8);
+
     /// Makes pages that were harvested dirty again, because they reached no committed
     /// epoch (I5).
     fn redirty(&mut self, pages: &[u64]);

@@ -129,5 +129,9 @@ fn print(status: &VmStatus) {
             "  sync   {percent} % of {} pages, {mib} MiB sent{left}",
             sync.of
         );
+        if sync.slowed_percent > 0 {
+            let speed = 100 - sync.slowed_percent.min(100);
+            println!("  guest  at {speed} % of its speed until the standby has caught up");
+        }
     }
 }

@@ -340,6 +340,12 @@ impl Replicated for Twin {
         }
     }
 
+    fn slow_guest(&mut self, percent: u8) {
+        if let Err(error) = self.machine.slow(percent) {
+            tracing::warn!(%error, "the guest's speed can't be changed");
+        }
+    }
+
     fn redirty(&mut self, pages: &[u64]) {
         for page in pages {
             self.dirty.insert(*page);

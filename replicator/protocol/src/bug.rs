@@ -82,6 +82,8 @@ pub enum Bug {
     ResumeLacking,
     /// I1: a primary that waits for its standby to be back lets output pass meanwhile.
     InterruptedOpens,
+    /// Liveness: a guest that was slowed for the sake of a standby stays so when that is lost.
+    StaysSlow,
     /// Liveness: a peer's silence is never noticed.
     SilenceUnnoticed,
     /// Liveness: an arbiter that failed once is not asked again.
@@ -91,7 +93,7 @@ pub enum Bug {
 #[cfg(feature = "seeded-bugs")]
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::ReleaseOnShip,
         Self::ReleaseBeforeNamed,
         Self::GateStaysOpen,
@@ -129,6 +131,7 @@ impl Bug {
         Self::TakeOverOpens,
         Self::ResumeLacking,
         Self::InterruptedOpens,
+        Self::StaysSlow,
         Self::SilenceUnnoticed,
         Self::StopsAsking,
     ];

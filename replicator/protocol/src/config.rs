@@ -38,6 +38,9 @@ pub struct Config {
     pub last_round_pages: u64,
     /// The most sync rounds before the first epoch carries what is left.
     pub rounds: u32,
+    /// Pages that the link takes in this time are left to the first epoch when rounds do not
+    /// shrink any more; for the sake of more the guest is slowed.
+    pub first_epoch: Duration,
     /// How long an ended guest's last output may wait for the right to be released.
     pub leave: Duration,
     /// Breaks the core on purpose.
@@ -61,7 +64,8 @@ impl Config {
             window: 2,
             retry: Duration::from_millis(100),
             last_round_pages: 1024,
-            rounds: 8,
+            rounds: 32,
+            first_epoch: Duration::from_millis(100),
             leave: Duration::from_secs(2),
             #[cfg(feature = "seeded-bugs")]
             bug: None,

@@ -168,6 +168,9 @@ pub enum Action {
     SendHarvest(u64),
     /// Make the harvest dirty again: the next capture carries it.
     KeepHarvest,
+    /// Keep the guest from running for this share of the time, in percent, instead of what was
+    /// said before. 0: it runs all the time, as it does unless it is said.
+    SlowGuest(u8),
     /// See if anything is dirty, and say [`Input::Dirty`].
     Peek,
     /// Capture the epoch with this number, then say [`Input::Captured`] or

@@ -21,6 +21,7 @@ mod operator;
 mod pace;
 mod protected;
 mod record;
+mod rounds;
 mod solo;
 mod standby;
 mod starting;

@@ -161,6 +161,13 @@ impl State {
         }
     }
 
+    /// Gives the guest all its time again, if something of it was taken.
+    pub(crate) fn full_speed(&self, cx: &mut Context) {
+        if let Self::Syncing(state) = self {
+            state.full_speed(cx);
+        }
+    }
+
     /// Does a guest run here, or did until it was fenced?
     pub(crate) fn runs_guest(&self) -> bool {
         matches!(

@@ -6,19 +6,19 @@ use crate::event::{Action, End, Message, Report};
 use crate::holding::Holding;
 use crate::protected::Protected;
 use crate::record::Record;
+use crate::rounds::{Rounds, Step};
 use crate::solo::Solo;
 use crate::state::{Event, State, out_of_place};
 
-/// Sends all memory, then in rounds what was dirtied meanwhile, until little is left.
+/// Sends all memory, then in rounds what was dirtied meanwhile, until little is left; slows the
+/// guest if that does not come about by itself.
 /// Output flows as before: the standby is not named yet (I4).
 #[derive(Debug)]
 pub(crate) struct Syncing {
     right: Right,
     /// Output was held before the sync, and stays held.
     gated: bool,
-    rounds: u32,
-    /// Pages that the round before had to send.
-    before: u64,
+    rounds: Rounds,
 }
 
 impl Syncing {
@@ -38,20 +38,23 @@ impl Syncing {
         State::Syncing(Self {
             right,
             gated,
-            rounds: 0,
-            before: u64::MAX,
+            rounds: Rounds::begin(cx.now),
         })
     }
 
-    pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
+    pub(crate) fn step(mut self, cx: &mut Context, event: Event) -> State {
         match event {
             Event::RoundSent => {
+                self.rounds.sent(cx.now);
                 cx.act(Action::Harvest);
                 State::Syncing(self)
             }
             Event::Harvested(pages) => self.harvested(cx, pages),
             // T9.
             Event::LinkLost(_) => {
+                if !cx.config.has(Bug::StaysSlow) {
+                    self.full_speed(cx);
+                }
                 cx.act(Action::StopTracking);
                 if self.gated {
                     Holding::for_peer(cx, self.right)
@@ -60,6 +63,7 @@ impl Syncing {
                 }
             }
             Event::GuestExited => {
+                self.full_speed(cx);
                 cx.act(Action::StopTracking);
                 if self.gated {
                     return Holding::exited(cx, self.right);
@@ -75,28 +79,38 @@ impl Syncing {
         }
     }
 
-    fn harvested(mut self, cx: &mut Context, pages: u64) -> State {
-        self.rounds += 1;
-        let few = pages <= cx.config.last_round_pages;
-        // The guest dirties pages about as fast as the link takes them.
-        let stuck = self.rounds >= 3 && pages > self.before / 4 * 3;
-        if few || stuck || self.rounds >= cx.config.rounds {
-            // The first epoch carries what is left; nothing leaves before it commits (T8).
-            if !cx.config.has(Bug::ForgetHarvest) {
-                cx.act(Action::KeepHarvest);
-            }
-            if !cx.config.has(Bug::GateStaysOpen) {
-                cx.act(Action::HoldOutput);
-            }
-            return Protected::begin(cx, self.right, self.gated);
+    /// A guest is only ever slowed for the sake of a sync.
+    pub(crate) fn full_speed(&self, cx: &mut Context) {
+        if self.rounds.slowed() {
+            cx.act(Action::SlowGuest(0));
         }
-        self.before = pages;
+    }
+
+    fn harvested(mut self, cx: &mut Context, pages: u64) -> State {
+        match self.rounds.found(cx.now, pages, &cx.config) {
+            Step::Send => {}
+            // T41.
+            Step::SendSlowed(percent) => cx.act(Action::SlowGuest(percent)),
+            Step::Epoch => return self.protect(cx),
+        }
         if cx.config.has(Bug::UnsentHarvest) {
             cx.act(Action::Harvest);
             return State::Syncing(self);
         }
         cx.act(Action::SendHarvest(self.right.generation));
         State::Syncing(self)
+    }
+
+    /// The first epoch carries what is left; nothing leaves before it commits (T8).
+    fn protect(self, cx: &mut Context) -> State {
+        if !cx.config.has(Bug::ForgetHarvest) {
+            cx.act(Action::KeepHarvest);
+        }
+        if !cx.config.has(Bug::GateStaysOpen) {
+            cx.act(Action::HoldOutput);
+        }
+        self.full_speed(cx);
+        Protected::begin(cx, self.right, self.gated)
     }
 }
 

@@ -224,6 +224,7 @@ impl Twin {
     fn stop(&mut self) {
         // The guest must not run beside the standby that takes over from here.
         if self.state.runs_guest() {
+            self.state.full_speed(&mut self.cx);
             self.cx.act(Action::Fence);
         }
         self.state = self.cx.end(End::Stopped);

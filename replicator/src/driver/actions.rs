@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use evertwin_protocol::{Action, Answer, Envelope, Input, Message};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::inbound::Kept;
 use super::sync::SyncRound;
@@ -64,9 +64,21 @@ impl Driver<'_> {
             }
             Action::SendHarvest(generation) => {
                 let pages = std::mem::take(&mut self.harvest);
-                self.sync = Some(SyncRound::harvest(generation, pages));
+                self.sync = Some(SyncRound::harvest(generation, pages, self.slowed));
             }
-            Action::KeepHarvest => self.machine.redirty(&self.harvest),
+            Action::KeepHarvest => {
+                let pages = self.harvest.len();
+                info!(
+                    pages,
+                    "sync rounds are over: the first epoch carries the rest"
+                );
+                self.machine.redirty(&self.harvest);
+            }
+            Action::SlowGuest(percent) => {
+                self.slowed = percent;
+                self.tell_speed();
+                self.machine.slow_guest(percent);
+            }
             Action::Peek => {
                 let harvested = self.machine.harvest_live(&mut self.harvest);
                 if self.or_lose_link(harvested, "dirty pages could not be harvested") {

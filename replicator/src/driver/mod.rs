@@ -54,6 +54,8 @@ pub(crate) struct Driver<'a> {
     spare: Vec<Arc<Capture>>,
     harvest: Vec<u64>,
     sync: Option<SyncRound>,
+    /// What is taken of the guest's time, in percent.
+    slowed: u8,
     /// More of the sync can be read without waiting for anything.
     eager: bool,
     assembly: Assembly,
@@ -123,6 +125,7 @@ impl<'a> Driver<'a> {
             spare: Vec::new(),
             harvest: Vec::new(),
             sync: None,
+            slowed: 0,
             eager: false,
             assembly: Assembly::default(),
             pages: PageList::default(),

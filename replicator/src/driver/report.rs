@@ -66,6 +66,19 @@ impl Driver<'_> {
         }
     }
 
+    /// Says how fast the guest may run from now on.
+    pub(super) fn tell_speed(&self) {
+        let peer = self.config.peer;
+        match 100 - self.slowed.min(100) {
+            100 => info!(%peer, "the guest runs at full speed again"),
+            speed_percent => warn!(
+                %peer,
+                speed_percent,
+                "the guest dirties memory faster than the link takes it: slowed until the standby has caught up"
+            ),
+        }
+    }
+
     pub(super) fn closing(&self, reason: CloseReason) {
         let Some(link) = &self.network.link else {
             return;

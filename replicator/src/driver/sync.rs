@@ -35,6 +35,7 @@ pub(super) struct SyncRound {
     bytes: u64,
     began: Instant,
     told: Instant,
+    slowed_percent: u8,
     chunk: Vec<u64>,
     contents: Vec<u8>,
 }
@@ -56,9 +57,11 @@ impl SyncRound {
         round
     }
 
-    pub(super) fn harvest(generation: u64, pages: Vec<u64>) -> Self {
+    pub(super) fn harvest(generation: u64, pages: Vec<u64>, slowed_percent: u8) -> Self {
         let total = pages.len() as u64;
-        Self::new(generation, Source::Harvest(pages.into_iter()), total)
+        let mut round = Self::new(generation, Source::Harvest(pages.into_iter()), total);
+        round.slowed_percent = slowed_percent;
+        round
     }
 
     fn new(generation: u64, source: Source, total: u64) -> Self {
@@ -71,6 +74,7 @@ impl SyncRound {
             bytes: 0,
             began: Instant::now(),
             told: Instant::now(),
+            slowed_percent: 0,
             chunk: Vec::with_capacity(PAGES_PER_FRAME),
             contents: Vec::with_capacity(PAGES_PER_FRAME * PAGE_SIZE),
         }
@@ -111,6 +115,7 @@ impl SyncRound {
             of: self.total,
             bytes: self.bytes,
             eta_ms: (self.sent > 0).then(|| u64::try_from(eta).unwrap_or(u64::MAX)),
+            slowed_percent: self.slowed_percent,
         }
     }
 
@@ -122,9 +127,13 @@ impl SyncRound {
                 of,
                 bytes,
                 eta_ms,
+                slowed_percent,
             } = self.status();
             let percent = pages * 100 / of.max(1);
-            info!(pages, of, bytes, percent, eta_ms, "sync progress");
+            info!(
+                pages,
+                of, bytes, percent, eta_ms, slowed_percent, "sync progress"
+            );
         }
     }
 }

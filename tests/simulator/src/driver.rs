@@ -2,7 +2,7 @@
 
 use evertwin_protocol::{Action, Envelope, Input, Message, Report, Request, Status};
 
-use crate::check::{Invariant, demand};
+use crate::check::{Invariant, check_speed, demand};
 use crate::host::Round;
 use crate::machine::{ALL_BLOCKS, Load};
 use crate::network::Frame;
@@ -51,6 +51,7 @@ impl World<'_> {
             }
         }
         if self.hosts[host].lives(life) {
+            self.look_at_speed(host);
             self.flush(host);
             if let Some(process) = &mut self.hosts[host].process {
                 process.busy = false;
@@ -208,6 +209,10 @@ impl World<'_> {
                 }
             }
             Action::KeepHarvest => machine.redirty(),
+            Action::SlowGuest(percent) => {
+                machine.slowed = percent;
+                self.tally.slowed += u64::from(percent > 0);
+            }
             Action::Peek => {
                 let dirty = machine.harvest() > 0;
                 machine.redirty();
@@ -268,7 +273,16 @@ impl World<'_> {
             Action::Promote => self.promote(host),
             Action::Fence => machine.fence(),
             Action::Report(report) => self.report(host, report),
-            Action::End(_) => self.end(host),
+            Action::End(_) => {
+                self.look_at_speed(host);
+                self.end(host);
+            }
+        }
+    }
+
+    fn look_at_speed(&mut self, host: usize) {
+        if let Some(process) = &self.hosts[host].process {
+            self.judge(check_speed(process.twin.role(), process.machine.slowed));
         }
     }
 

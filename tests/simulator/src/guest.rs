@@ -104,7 +104,8 @@ impl World<'_> {
         let pause = random.between(200, self.schedule.step_us) * MICRO;
         self.queue
             .push(now.max(paused_until) + pause, Event::Step { host, life });
-        if paused_until > now {
+        let slowed = process.machine.slowed;
+        if paused_until > now || slowed > 0 && random.chance(slowed.into()) {
             return;
         }
         let machine = &mut process.machine;

@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) moment: Moment,
     pub(crate) memory: Memory,
     pub(crate) standing: Option<Standing>,
+    /// What is taken of the guest's time, in percent.
+    pub(crate) slowed: u8,
     /// Added to the host's clock for the guest's.
     offset: i64,
     dirty: u16,

@@ -70,12 +70,13 @@ pub(crate) fn found(found: &Found, jobs: usize) -> String {
     let rate = *schedules as f64 / seconds.max(1e-9) / jobs as f64;
     format!(
         "sim: {schedules} schedules in {seconds:.1} s: {rate:.0} schedules per second and core\n\
-         sim: events={} crashes={} boots={} protected={} promotions={} handovers={} fenced={} answers={}\n\
+         sim: events={} crashes={} boots={} protected={} slowed={} promotions={} handovers={} fenced={} answers={}\n\
          sim: longest recovery {} ms of simulated time",
         tally.events,
         tally.crashes,
         tally.boots,
         tally.protected,
+        tally.slowed,
         tally.promotions,
         tally.handovers,
         tally.fenced,

@@ -46,6 +46,8 @@ pub struct Tally {
     pub fenced: u64,
     /// Times that a pair became protected.
     pub protected: u64,
+    /// Times that a guest was slowed, more each time, for the sake of a sync.
+    pub slowed: u64,
     /// Twins that died.
     pub crashes: u64,
     /// Answers that clients got.
@@ -65,6 +67,7 @@ impl Tally {
             handovers,
             fenced,
             protected,
+            slowed,
             crashes,
             answers,
             recovery_us,
@@ -78,6 +81,7 @@ impl Tally {
         self.handovers += handovers;
         self.fenced += fenced;
         self.protected += protected;
+        self.slowed += slowed;
         self.crashes += crashes;
         self.answers += answers;
         self.recovery_us = self.recovery_us.max(*recovery_us);
@@ -289,7 +293,8 @@ impl<'a> World<'a> {
         config.window = schedule.window;
         config.reconnect = Duration::from_micros(schedule.reconnect_us);
         config.last_round_pages = 4;
-        config.rounds = 4;
+        config.rounds = 14;
+        config.first_epoch = millis(2);
         config.leave = millis(100);
         config.noted = self.hosts[host].noted;
         config.bug = self.bug;

@@ -9,6 +9,7 @@ mod commits;
 mod copies;
 mod liveness;
 mod rights;
+mod speed;
 
 use std::fmt;
 
@@ -17,6 +18,7 @@ pub(crate) use commits::Commits;
 pub(crate) use copies::check_copy;
 pub(crate) use liveness::Liveness;
 pub(crate) use rights::{Hosts, Rights};
+pub(crate) use speed::check_speed;
 
 /// What was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub enum Invariant {
     GuestTime,
     /// I10: a disk is not what its guest's memory believes.
     Disks,
+    /// A guest is slower than it need be.
+    GuestSpeed,
     /// Something grows, or spins, without bound.
     Bounds,
     /// All is well again, but the pair is not protected.
@@ -53,6 +57,7 @@ impl fmt::Display for Invariant {
             Self::NoDirtyBitLost => "I5 no dirty bit is lost",
             Self::GuestTime => "I8 guest time",
             Self::Disks => "I10 disks",
+            Self::GuestSpeed => "guest speed",
             Self::Bounds => "bounds",
             Self::Liveness => "liveness",
             Self::Panic => "panic",
