@@ -22,6 +22,7 @@ const DRIVERS: &[&str] = &[
     "veth",
     "bridge",
     "sch_netem",
+    "sch_tbf",
     "dm_mod",
     "dm_delay",
     "loop",

@@ -136,7 +136,20 @@ impl NetNamespace {
         )
     }
 
-    /// Undoes [`NetNamespace::cut_outbound`].
+    /// Lets so many megabits a second leave through a network device, at most.
+    ///
+    /// # Errors
+    /// As [`NetNamespace::cut_outbound`].
+    pub fn limit_outbound(&self, device: &str, megabits: u32) -> Result<(), LabError> {
+        // The bucket holds what comes at once, the queue behind it what a few milliseconds bring.
+        let limit = format!("rate {megabits}mbit burst 256kb latency 50ms");
+        self.batch(
+            "tc",
+            &[format!("qdisc replace dev {device} root tbf {limit}")],
+        )
+    }
+
+    /// Undoes [`NetNamespace::cut_outbound`] and [`NetNamespace::limit_outbound`].
     ///
     /// # Errors
     /// The same.

@@ -1,6 +1,7 @@
 //! `workload=dirty`: dirties `pages=` pages each `period_us=`, in a `pattern=`:
 //! `seq` goes round an area eight times as large, `random` picks in it, `hot` takes the
-//! same pages again and again.
+//! same pages again and again. With `work=`, so many steps of computing come before each
+//! page: they bound what a fast processor dirties.
 //!
 //! Each page carries a stamp that says how often it was written. Before a page is
 //! written, its stamp is compared with a count kept elsewhere: a page that went back in
@@ -10,7 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pico::command_line::CommandLine;
-use pico::pattern::{Random, Stamp};
+use pico::pattern::{Random, Stamp, churn};
 
 use super::{REPORT_NS, number};
 use crate::hardware::console::say;
@@ -37,6 +38,7 @@ enum Pattern {
 pub(super) fn run(line: CommandLine<'_>) -> ! {
     let pages = number(line, "pages", 256, 1 << 20) as usize;
     let period = number(line, "period_us", 1000, 60_000_000) * 1000;
+    let work = number(line, "work", 0, 1_000_000_000);
     let (name, pattern, area) = match line.value("pattern").unwrap_or("seq") {
         "seq" => ("seq", Pattern::Sequential, pages * AREA),
         "random" => ("random", Pattern::Random, pages * AREA),
@@ -68,6 +70,7 @@ pub(super) fn run(line: CommandLine<'_>) -> ! {
                 Pattern::Random => random.below(area as u64) as usize,
             };
             next = (index + 1) % area;
+            core::hint::black_box(churn(core::hint::black_box(work)));
             let expected = Stamp::new(index as u64, counts[index]);
             let page = &mut memory[index];
             if page.stamp != expected {
