@@ -272,7 +272,7 @@ impl Network {
             // It was cut: how it ended does not matter.
             let _ = match completion.op {
                 Op::Receive => connection.received(completion.result).map(|_| ()),
-                Op::Send => connection.sent(completion.result),
+                Op::Send => connection.sent(completion),
                 _ => Ok(()),
             };
         }

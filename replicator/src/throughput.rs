@@ -115,7 +115,7 @@ fn turn(connection: &mut Connection, ring: &mut Ring) -> io::Result<Option<usize
     for completion in completions {
         match completion.op {
             Op::Receive => received = Some(connection.received(completion.result)?),
-            Op::Send => connection.sent(completion.result)?,
+            Op::Send => connection.sent(&completion)?,
             _ => {}
         }
     }
@@ -134,7 +134,7 @@ fn end(connection: &mut Connection, ring: &mut Ring) {
             // How it ended does not matter.
             let _ = match completion.op {
                 Op::Receive => connection.received(completion.result).map(drop),
-                Op::Send => connection.sent(completion.result),
+                Op::Send => connection.sent(completion),
                 _ => Ok(()),
             };
         }

@@ -1,22 +1,25 @@
 //! One TCP connection to a peer, or to somebody who claims to be it.
 
+mod channel;
 mod message;
 mod plain;
 mod queue;
+mod zero_copy;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
-use crate::ring::Ring;
+use crate::ring::{Completion, Ring};
 use crate::tls::{Session, TlsError};
 use crate::wire::{Frame, FrameReader};
+use channel::Channel;
 use message::Message;
-use plain::Plain;
 pub(crate) use queue::Queue;
+use zero_copy::ZeroCopy;
 
 /// Most bytes given to the kernel in one send, give or take a frame: what is to overtake the
 /// rest has to wait for no more than these.
@@ -40,12 +43,7 @@ pub(crate) struct Connection {
     sending: bool,
     /// What the kernel's send points to.
     message: Message,
-}
-
-/// How frames become bytes on the wire.
-enum Channel {
-    Plain(Plain),
-    Tls(Box<Session>),
+    zero_copy: ZeroCopy,
 }
 
 impl Connection {
@@ -69,12 +67,10 @@ impl Connection {
             reader: FrameReader::new(),
             receiving: false,
             queue: Queue::default(),
-            channel: match session {
-                Some(session) => Channel::Tls(Box::new(session)),
-                None => Channel::Plain(Plain::default()),
-            },
+            channel: Channel::new(session),
             sending: false,
             message: Message::default(),
+            zero_copy: ZeroCopy::default(),
         })
     }
 
@@ -103,27 +99,17 @@ impl Connection {
 
     /// Nothing waits or is under way.
     pub(crate) fn all_sent(&self) -> bool {
-        let flushed = match &self.channel {
-            Channel::Plain(plain) => plain.is_empty(),
-            Channel::Tls(session) => session.is_flushed(),
-        };
-        self.queue.is_empty() && flushed
+        self.queue.is_empty() && self.channel.is_flushed()
     }
 
     /// Are frames sealed? Says nothing of a handshake that is not over.
     pub(crate) fn is_sealed(&self) -> bool {
-        match &self.channel {
-            Channel::Plain(_) => false,
-            Channel::Tls(session) => session.is_ready(),
-        }
+        self.channel.session().is_some_and(Session::is_ready)
     }
 
     /// Why nothing more can be received, if so.
     pub(crate) fn failure(&self) -> Option<TlsError> {
-        match &self.channel {
-            Channel::Plain(_) => None,
-            Channel::Tls(session) => session.failure().cloned(),
-        }
+        self.channel.session()?.failure().cloned()
     }
 
     /// The frames received; given back with [`Self::put_reader`].
@@ -177,11 +163,7 @@ impl Connection {
 
     /// Was the connection cut within a frame?
     pub(crate) fn torn(&self) -> bool {
-        let within_record = match &self.channel {
-            Channel::Plain(_) => false,
-            Channel::Tls(session) => session.torn(),
-        };
-        within_record || self.reader.torn()
+        self.channel.session().is_some_and(Session::torn) || self.reader.torn()
     }
 
     /// Starts a send, unless one is under way or there is nothing to send.
@@ -190,53 +172,57 @@ impl Connection {
         if self.sending {
             return Ok(());
         }
-        let header = match &mut self.channel {
-            Channel::Plain(plain) => {
-                if plain.is_empty() {
-                    plain.gather(&mut self.queue);
-                }
-                if plain.is_empty() {
-                    return Ok(());
-                }
-                self.message.point(plain.unsent())
-            }
-            Channel::Tls(session) => {
-                if session.unsent().is_empty()
-                    && let Err(error) = session.seal(&mut self.queue)
-                {
-                    warn!(peer = %self.address, %error, "nothing more can be sent");
-                    self.cut();
-                    return Ok(());
-                }
-                if session.unsent().is_empty() {
-                    return Ok(());
-                }
-                self.message.point(std::iter::once(session.unsent()))
-            }
-        };
+        if let Err(error) = self.channel.fill(&mut self.queue) {
+            warn!(peer = %self.address, %error, "nothing more can be sent");
+            self.cut();
+            return Ok(());
+        }
+        let bytes = self.channel.unsent_bytes();
+        if bytes == 0 {
+            return Ok(());
+        }
         let fd = self.stream.as_raw_fd();
-        // SAFETY: header and vectors belong to `message`, what they point to to the channel; all
-        // are left alone while `sending`, and are on the heap. A connection is only dropped once
-        // it is idle, or leaked.
-        unsafe { ring.send(fd, header, self.id)? };
+        match self.zero_copy.begin(bytes, &self.channel, ring) {
+            Some(batch) => {
+                let parts = self.channel.parts(&mut self.message);
+                // SAFETY: as below, and `zero_copy` holds the bytes until the kernel has let go of them, which a
+                // connection that is not idle waits for as well.
+                unsafe { ring.send_zero_copy(fd, &parts, self.id, batch)? };
+            }
+            None => {
+                let header = self.channel.point(&mut self.message);
+                // SAFETY: header and vectors belong to `message`, what they point to to the channel; all are left alone
+                // while `sending`, and are on the heap. A connection is only dropped once it is idle, or leaked.
+                unsafe { ring.send(fd, header, self.id)? };
+            }
+        }
         self.sending = true;
         Ok(())
     }
 
-    /// A send has ended.
-    pub(crate) fn sent(&mut self, result: i32) -> io::Result<()> {
+    /// A send has ended, or the kernel has let go of its bytes.
+    pub(crate) fn sent(&mut self, completion: &Completion) -> io::Result<()> {
+        if completion.notification {
+            self.zero_copy.notified(completion);
+            return Ok(());
+        }
         self.sending = false;
+        let result = completion.result;
+        if self.zero_copy.ended(completion) {
+            debug!(peer = %self.address, error = %io::Error::from_raw_os_error(-result), "sends are copied");
+            return Ok(());
+        }
         let sent = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))?;
-        match &mut self.channel {
-            Channel::Plain(plain) => plain.sent(sent),
-            Channel::Tls(session) => session.sent(sent),
+        self.channel.sent(sent);
+        if self.channel.unsent_bytes() == 0 {
+            self.zero_copy.passed(&mut self.channel);
         }
         Ok(())
     }
 
     /// Has the kernel let go of all buffers?
     pub(crate) fn idle(&self) -> bool {
-        !self.receiving && !self.sending
+        !self.receiving && !self.sending && !self.zero_copy.waits()
     }
 
     /// Says that nothing more will be sent, once all was sent; the peer may still send.
@@ -261,5 +247,9 @@ impl Connection {
         self.drop_all();
         // Fails when the connection is gone already, which is as good.
         let _ = self.stream.shutdown(Shutdown::Both);
+        if self.zero_copy.waits() {
+            // A peer that is gone would leave us waiting for what it has not acknowledged. This drops it.
+            let _ = rustix::net::connect_unspec(&self.stream);
+        }
     }
 }

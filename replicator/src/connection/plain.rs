@@ -1,36 +1,37 @@
 //! Sending frames as they are, from where they are.
 
-use std::collections::VecDeque;
-
 use super::{Queue, SEND_BYTES};
 use crate::wire::Frame;
 
 /// Most frames in one send: two vectors each, 1024 are allowed.
 const SEND_FRAMES: usize = 256;
 
-/// Frames on their way.
+/// Frames on their way. All are kept until the last of them was sent.
 #[derive(Default)]
 pub(super) struct Plain {
-    frames: VecDeque<Frame>,
-    /// Bytes of the first frame that were sent before.
+    frames: Vec<Frame>,
+    bytes: usize,
     sent: usize,
 }
 
 impl Plain {
     /// Takes the frames that go next, once all earlier ones were sent.
     pub(super) fn gather(&mut self, queue: &mut Queue) {
-        let mut bytes = 0;
-        while bytes < SEND_BYTES && self.frames.len() < SEND_FRAMES {
+        while self.bytes < SEND_BYTES && self.frames.len() < SEND_FRAMES {
             let Some(frame) = queue.pop() else {
                 break;
             };
-            bytes += frame.len();
-            self.frames.push_back(frame);
+            self.bytes += frame.len();
+            self.frames.push(frame);
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
+    }
+
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.bytes - self.sent
     }
 
     /// What is still to be sent.
@@ -44,13 +45,12 @@ impl Plain {
     }
 
     pub(super) fn sent(&mut self, len: usize) {
-        self.sent += len;
-        while let Some(frame) = self.frames.front() {
-            if self.sent < frame.len() {
-                break;
-            }
-            self.sent -= frame.len();
-            self.frames.pop_front();
-        }
+        self.sent = (self.sent + len).min(self.bytes);
+    }
+
+    /// The frames, once all were sent.
+    pub(super) fn take(&mut self) -> Vec<Frame> {
+        (self.bytes, self.sent) = (0, 0);
+        std::mem::take(&mut self.frames)
     }
 }

@@ -302,7 +302,7 @@ impl<'a> Driver<'a> {
             return Ok(());
         };
         if completion.op == Op::Send {
-            let sent = connection.sent(completion.result);
+            let sent = connection.sent(completion);
             if let (Some(Place::Link), Err(error)) = (place, sent) {
                 self.lose_link(&error.to_string());
             }

@@ -14,6 +14,8 @@ pub use keys::{
     AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, Keys, KeysError, KeysWarning, certificate_name,
 };
 pub(crate) use session::Session;
+#[cfg(test)]
+pub(crate) use tests::pair as good_keys;
 
 /// How the link to the peer is protected.
 #[derive(Debug, Clone)]

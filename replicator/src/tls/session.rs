@@ -11,20 +11,19 @@ use rustls::unbuffered::{ConnectionState, UnbufferedStatus, WriteTraffic};
 
 use super::TlsError;
 use crate::connection::{Queue, SEND_BYTES};
+use crate::ring::{BUFFER_BYTES, Buffer};
 use crate::wire::{FrameReader, MAGIC, MAX_FRAME};
 
 /// Room for what was received. What is opened is never longer than what was sealed, so that a
 /// reader with room for a frame takes all of it.
 const INCOMING: usize = 256 * 1024;
 
-/// Room for what is sent: one frame more than is begun, with what records add to it, and the few
-/// bytes that the engine has to say by itself.
-const OUTGOING: usize = SEND_BYTES + MAX_FRAME + 16 * 1024;
-
 /// Room for what the engine says by itself in one go: a record, or a flight of the handshake.
 const OWN_WORDS: usize = 64 * 1024;
 
 const _: () = assert!(INCOMING < MAX_FRAME);
+// One frame more than is begun, with what records add to it, and the few bytes that the engine has to say by itself.
+const _: () = assert!(SEND_BYTES + MAX_FRAME + 16 * 1024 <= BUFFER_BYTES);
 
 /// The state of TLS on one connection.
 pub(crate) struct Session {
@@ -36,7 +35,7 @@ pub(crate) struct Session {
     /// Records of the engine's own that go before everything else.
     queued: Vec<u8>,
     /// Records on their way: `sent` to `sealed`. Others may look at it until it was sent.
-    outgoing: Vec<u8>,
+    outgoing: Buffer,
     sent: usize,
     sealed: usize,
     /// The peer has proved who it is, and frames may be sealed.
@@ -93,8 +92,7 @@ impl Session {
             opened: 0,
             received: 0,
             queued: Vec::new(),
-            // Memory that is never used costs nothing.
-            outgoing: vec![0; OUTGOING],
+            outgoing: Buffer::unregistered(),
             sent: 0,
             sealed: 0,
             ready: false,
@@ -174,10 +172,24 @@ impl Session {
         if nothing || !self.ready || self.failure.is_some() {
             return Ok(());
         }
-        while let Step::More = self.step(&mut FrameReader::empty(), Some(frames))? {
+        // What is queued is on the wire before anything that is sealed after it.
+        while self.queued.is_empty()
+            && let Step::More = self.step(&mut FrameReader::empty(), Some(frames))?
+        {
             self.put_queued();
         }
         Ok(())
+    }
+
+    /// The buffer in which what is still to be sent lies.
+    pub(crate) fn buffer(&self) -> &Buffer {
+        &self.outgoing
+    }
+
+    /// Goes on with another buffer, once everything sealed was sent: the kernel still has this one.
+    pub(crate) fn exchange(&mut self, buffer: Buffer) -> Buffer {
+        (self.sent, self.sealed) = (0, 0);
+        std::mem::replace(&mut self.outgoing, buffer)
     }
 
     /// Says to the peer that nothing more will come. False when it was said, or need not be.
@@ -190,13 +202,11 @@ impl Session {
     }
 
     fn put_queued(&mut self) {
-        let end = self.sealed + self.queued.len();
-        if self.outgoing.len() < end {
-            self.outgoing.resize(end, 0);
-        }
-        self.outgoing[self.sealed..end].copy_from_slice(&self.queued);
-        self.sealed = end;
-        self.queued.clear();
+        let room = &mut self.outgoing[self.sealed..];
+        let len = self.queued.len().min(room.len());
+        room[..len].copy_from_slice(&self.queued[..len]);
+        self.queued.drain(..len);
+        self.sealed += len;
     }
 
     /// Runs the engine until it needs bytes from the peer or frames to seal.

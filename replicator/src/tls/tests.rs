@@ -104,7 +104,7 @@ fn ends(b: &Keys, a: &Keys) -> (End, End) {
 }
 
 /// Good keys of a pair, as `a` and `b` have them.
-fn pair() -> (Keys, Keys) {
+pub(crate) fn pair() -> (Keys, Keys) {
     let (chest, authority) = (Chest::new(), Authority::new());
     for node in ["a", "b"] {
         authority.certify(node, &chest.place(node));
