@@ -73,16 +73,16 @@ impl Driver<'_> {
         if !self.twin.misses_peer() {
             return Ok(());
         }
-        let dead = match self.missed.peer {
-            Some(beacon) => self
-                .missed
-                .probe
-                .turn(&mut self.ring, beacon, Instant::now())
-                .map_err(Error::Ring)?,
+        let Some(beacon) = self.missed.peer else {
             // Nothing would ever tell: who breaks a link is dead, as a rule.
-            None => self.config.reconnect.is_none() && !self.config.has_paths(),
+            if self.config.reconnect.is_none() && !self.config.has_paths() {
+                self.inputs.push_back(Input::PeerDead);
+            }
+            return Ok(());
         };
-        if dead {
+        let probe = &mut self.missed.probe;
+        let turn = probe.turn(&mut self.ring, beacon, Instant::now());
+        if turn.map_err(Error::Ring)? {
             self.peer_is_dead();
         }
         Ok(())
@@ -96,7 +96,7 @@ impl Driver<'_> {
     }
 
     fn peer_is_dead(&mut self) {
-        info!(peer = %self.config.peer, "the peer is not alive");
+        info!(peer = %self.config.peer, "the peer is dead: it is not waited for");
         self.inputs.push_back(Input::PeerDead);
     }
 

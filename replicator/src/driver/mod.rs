@@ -161,6 +161,7 @@ impl<'a> Driver<'a> {
         self.drain()?;
         while self.ended.is_none() {
             self.pump_sync();
+            self.look_for_peer()?;
             self.drain()?;
             self.turn()?;
             let wait = self.wait();
@@ -337,7 +338,6 @@ impl<'a> Driver<'a> {
     /// Sends what waits, and looks after connections.
     fn turn(&mut self) -> Result<(), Error> {
         self.forward_no_longer();
-        self.look_for_peer()?;
         let wanted = self.twin.wants_link();
         self.network
             .turn(&mut self.ring, Instant::now(), wanted)
