@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use evertwin::lab::client::LoadOptions;
+use evertwin::lab::client::{Load, LoadOptions};
 use evertwin::lab::events::{Line, NoLine};
 use evertwin::lab::pair::{PairConfig, make_keys};
 use evertwin::lab::process::Process;
@@ -49,17 +49,23 @@ fn start_b_through(stage: &Stage, proxy_address: SocketAddr) -> Process {
     Process::start(command, "b", stage.lab.directory()).unwrap()
 }
 
-/// The pair is protected over a link that then damages one epoch: the epoch is discarded, the guest goes on, and the
-/// pair is protected, again or still, over the link that is now good.
-fn survives(damage: Damage) {
-    let mut stage = Stage::new(&diskless());
+/// A pair that is protected over a link which may be damaged, and its load.
+fn protected_through(config: &PairConfig, damage: Damage) -> (Stage, Proxy, Process, Load) {
+    let mut stage = Stage::new(config);
     let proxy = Proxy::start(&stage.pair.topology.b, PROXY, Node::A.address(), damage).unwrap();
     stage.pair.start(Node::A).unwrap();
-    let mut b = start_b_through(&stage, PROXY);
+    let b = start_b_through(&stage, PROXY);
     stage.wait_for(Node::A, "protected");
     stage.twin(Node::A).wait_for_console("ready", STEP).unwrap();
     let load = stage.load(LoadOptions::default());
     wait_for_more(&load, 100);
+    (stage, proxy, b, load)
+}
+
+/// The pair is protected over a link that then damages one epoch: the epoch is discarded, the guest goes on, and the
+/// pair is protected, again or still, over the link that is now good.
+fn survives(damage: Damage) {
+    let (mut stage, proxy, mut b, load) = protected_through(&diskless(), damage);
     let seen = (stage.twin(Node::A).log().len(), b.log().len());
     proxy.damage_after(20_000);
     wait_for_more(&load, 500);
@@ -97,16 +103,11 @@ fn survives(damage: Damage) {
 #[test]
 fn a_link_that_breaks_is_back_and_nobody_notices() {
     for damage in [Damage::Cut, Damage::Flip] {
-        let mut stage = Stage::new(&PairConfig {
+        let config = PairConfig {
             timeout: Duration::from_secs(8),
             ..diskless()
-        });
-        let proxy = Proxy::start(&stage.pair.topology.b, PROXY, Node::A.address(), damage).unwrap();
-        stage.pair.start(Node::A).unwrap();
-        let mut b = start_b_through(&stage, PROXY);
-        stage.wait_for(Node::A, "protected");
-        stage.twin(Node::A).wait_for_console("ready", STEP).unwrap();
-        let load = stage.load(LoadOptions::default());
+        };
+        let (mut stage, proxy, mut b, load) = protected_through(&config, damage);
         for _ in 0..5 {
             wait_for_more(&load, 100);
             let seen = stage.twin(Node::A).log().len();
@@ -131,20 +132,7 @@ fn a_link_that_breaks_is_back_and_nobody_notices() {
 fn an_answer_waits_until_its_epoch_has_arrived_whole() {
     let mut random = seed::generator();
     for _ in 0..5 {
-        let mut stage = Stage::new(&diskless());
-        let proxy = Proxy::start(
-            &stage.pair.topology.b,
-            PROXY,
-            Node::A.address(),
-            Damage::Stall,
-        )
-        .unwrap();
-        stage.pair.start(Node::A).unwrap();
-        let b = start_b_through(&stage, PROXY);
-        stage.wait_for(Node::A, "protected");
-        stage.twin(Node::A).wait_for_console("ready", STEP).unwrap();
-        let load = stage.load(LoadOptions::default());
-        wait_for_more(&load, 100);
+        let (mut stage, proxy, b, load) = protected_through(&diskless(), Damage::Stall);
         proxy.damage_after(random.u64(500..40_000));
         wait_for_damage(&proxy);
         // Shorter than the silence after which a twin counts as dead: so far nobody has noticed anything.
