@@ -110,12 +110,10 @@ impl Standby {
             {
                 Promoting::begin(cx)
             }
-            (Event::PeerDead, Held::Epoch { .. })
-                if self.until.is_some() && !cx.link.is_up() && cx.config.has(Bug::DeadIsWon) =>
-            {
-                Self::without_arbiter(cx)
-            }
-            (Event::PeerDead, Held::Epoch { .. }) if self.until.is_some() && !cx.link.is_up() => {
+            (Event::PeerDead, Held::Epoch { .. }) if self.misses_primary(cx) => {
+                if cx.config.has(Bug::DeadIsWon) {
+                    return Self::without_arbiter(cx);
+                }
                 Promoting::begin(cx)
             }
             (Event::Peer(Status::Cold), Held::Epoch { .. }) if self.until.is_some() => {

@@ -247,25 +247,16 @@ impl<'a> Driver<'a> {
             }
             Op::Probe => self.looked_for_peer(completion),
             Op::Output => {
-                drain_eventfd(self.output);
+                self.drain_and_poll(self.output, Op::Output)?;
                 self.inputs.push_back(Input::OutputWaiting);
-                self.ring
-                    .poll_readable(self.output, Op::Output)
-                    .map_err(Error::Ring)?;
             }
             Op::Inbound => {
-                drain_eventfd(self.inbound);
+                self.drain_and_poll(self.inbound, Op::Inbound)?;
                 self.pass_inbound();
-                self.ring
-                    .poll_readable(self.inbound, Op::Inbound)
-                    .map_err(Error::Ring)?;
             }
             Op::Tracking => {
-                drain_eventfd(self.tracking);
+                self.drain_and_poll(self.tracking, Op::Tracking)?;
                 self.tracking_started();
-                self.ring
-                    .poll_readable(self.tracking, Op::Tracking)
-                    .map_err(Error::Ring)?;
             }
             Op::Exited => self.guest_exited()?,
             Op::Stop => self.inputs.push_back(Input::Stop),
@@ -279,6 +270,12 @@ impl<'a> Driver<'a> {
             Op::Cancel => {}
         }
         Ok(())
+    }
+
+    /// What the eventfd said is taken in; the next word is waited for.
+    fn drain_and_poll(&mut self, fd: RawFd, op: Op) -> Result<(), Error> {
+        drain_eventfd(fd);
+        self.ring.poll_readable(fd, op).map_err(Error::Ring)
     }
 
     fn guest_exited(&mut self) -> Result<(), Error> {
@@ -349,20 +346,12 @@ impl<'a> Driver<'a> {
             return Duration::ZERO;
         }
         let core = self.twin.poll_timeout().map(|at| at - self.now());
-        let network = self
-            .network
-            .deadline(self.twin.wants_link())
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        let forward = self
-            .forward_until
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        let look = self
-            .next_look()
-            .map(|at| at.saturating_duration_since(Instant::now()));
+        let network = self.network.deadline(self.twin.wants_link());
+        let moments = [network, self.forward_until, self.next_look()];
+        let now = Instant::now();
+        let moments = moments.into_iter().flatten();
         core.into_iter()
-            .chain(network)
-            .chain(forward)
-            .chain(look)
+            .chain(moments.map(|at| at.saturating_duration_since(now)))
             .chain(self.path_silent_in())
             .fold(LONGEST_WAIT, Duration::min)
     }
