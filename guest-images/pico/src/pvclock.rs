@@ -7,6 +7,10 @@ pub struct PvclockTime {
     system_time: u64,
     tsc_to_system_mul: u32,
     tsc_shift: i8,
+    /// Whether the hypervisor promises that time never steps back from one snapshot to the next
+    /// (`PVCLOCK_TSC_STABLE_BIT`; KVM's documentation of `MSR_KVM_SYSTEM_TIME_NEW`). It does not on a
+    /// host whose own kernel has found the TSC wanting.
+    pub stable: bool,
 }
 
 impl PvclockTime {
@@ -18,6 +22,7 @@ impl PvclockTime {
             system_time: quad(16),
             tsc_to_system_mul: u32::from_le_bytes(core::array::from_fn(|i| bytes[24 + i])),
             tsc_shift: bytes[28] as i8,
+            stable: bytes[29] & 1 != 0,
         }
     }
 
@@ -86,6 +91,15 @@ mod tests {
             time(0x8000_0000, -1).nanoseconds_at(1000 + 4_000),
             5_000 + 1_000
         );
+    }
+
+    #[test]
+    fn the_promise_is_the_lowest_flag() {
+        let mut bytes = [0; 32];
+        bytes[29] = 0xfe;
+        assert!(!PvclockTime::from_bytes(&bytes).stable);
+        bytes[29] = 0x01;
+        assert!(PvclockTime::from_bytes(&bytes).stable);
     }
 
     #[test]
