@@ -3,6 +3,7 @@
 //! The tests need root, `/dev/kvm` and the tools that `make deps` installs. Nothing is skipped where one of them is
 //! missing: the test fails and says what is missing. Helpers panic, since each panic is a failed test.
 
+pub mod busy_file;
 pub mod etcd;
 pub mod kernel;
 pub mod lab;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use evertwin::lab::client::LoadOptions;
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::Node;
+use evertwin_tests::busy_file::BusyFile;
 use evertwin_tests::lab::{SLOW, STEP, bounded_tool};
 use evertwin_tests::seed;
 use evertwin_tests::stage::{Stage, demand_clean, run_for, wait_for_more};
@@ -106,12 +107,16 @@ fn requests_in_flight_to_the_disk_are_finished_by_the_twin() {
     };
     for _ in 0..6 {
         let mut stage = Stage::protected(&config);
-        std::thread::sleep(Duration::from_micros(random.u64(0..200_000)));
+        // From now on each epoch ends while the guest waits for a write.
+        let slow = BusyFile::begin(&stage.lab.path("disk-a.img")).unwrap();
+        std::thread::sleep(Duration::from_micros(random.u64(50_000..250_000)));
+        assert!(slow.is_busy(), "the disk was no longer slow");
         assert!(
             stage.twin(Node::A).is_running(),
             "the guest was done before the kill"
         );
         stage.twin(Node::A).kill();
+        drop(slow);
         stage.wait_for(Node::B, "promoted");
         let b = stage.twin(Node::B);
         let line = b
