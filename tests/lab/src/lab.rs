@@ -178,6 +178,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Writes down what the twins' hosts are doing, for whoever looks for why a scenario failed. A host that can't say
+    /// is left out.
+    pub fn observe(&self) {
+        for host in [&self.a].into_iter().chain(&self.b) {
+            let _ = host.observe();
+        }
+    }
+
     /// Checks that the guest has reset or panicked no more often than the scenario made it: a guest whose state is
     /// wrong may well recover by booting again.
     ///

@@ -193,6 +193,9 @@ impl Run {
             self.patience,
         )?;
         let outcome = (scenario.run)(&mut lab);
+        if outcome.is_err() {
+            lab.observe();
+        }
         // Said first: a scenario whose machine has died fails in other words.
         lab.check_machines()?;
         // What a failed scenario's frames and logs show is said as well: it may be the cause.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod disk;
+mod observe;
 mod process;
 
 use std::os::unix::net::UnixListener;

@@ -135,9 +135,20 @@ impl RemoteProcess {
     /// # Errors
     /// It does not come in time, or the process ends before.
     pub fn await_event_since(&self, from: usize, message: &str) -> Result<Line, LabError> {
-        let wanted = |line: &Line| line.message().as_deref() == Some(message);
+        self.await_one_of_since(from, &[message])
+    }
+
+    /// Waits for one of these events, whichever comes first, from line `from` of the log on.
+    ///
+    /// # Errors
+    /// None comes in time, or the process ends before.
+    pub fn await_one_of_since(&self, from: usize, messages: &[&str]) -> Result<Line, LabError> {
+        let wanted = |line: &Line| {
+            let message = line.message();
+            message.is_some_and(|message| messages.contains(&&*message))
+        };
         let found = self.log.wait(from, self.patience, wanted);
-        found.map_err(|why| self.no_line(&self.log, why, message))
+        found.map_err(|why| self.no_line(&self.log, why, &messages.join("\" or \"")))
     }
 
     /// Waits for a line of its log that contains `text`.
