@@ -1,6 +1,7 @@
 //! A microVM: KVM, RAM, vCPUs and devices put together.
 
 mod assemble;
+mod copies;
 mod pause;
 mod reboot;
 mod slowdown;
@@ -11,6 +12,7 @@ pub(crate) use assemble::MAX_DEVICES;
 pub use pause::{PausePhases, Paused};
 pub(crate) use pause::{Stopwatch, lock};
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -56,6 +58,12 @@ pub enum Error {
     /// Saved state.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A disk that was to be a copy of the twin's has never become whole.
+    #[error(
+        "the guest is not booted: one of its disks is an unfinished copy of the one on the VM's other host, as {0} says: \
+         run the VM there, and it is finished here; remove the mark only if you have made the disk whole yourself"
+    )]
+    UnfinishedCopy(PathBuf),
 }
 
 /// One device, shared by the vCPU threads, the device thread and checkpoints. Whoever
@@ -96,8 +104,11 @@ impl Machine {
     /// Loads the kernel and lets the guest run from its entry.
     ///
     /// # Errors
-    /// The kernel can't be loaded, or a KVM call failed.
+    /// The kernel can't be loaded, a KVM call failed, or a disk is an unfinished copy.
     pub fn boot(&mut self) -> Result<(), Error> {
+        self.check_disks()?;
+        // The process that made them whole may not have lived to see them durable.
+        self.finish_copies();
         let acpi = acpi::write(&self.memory, self.config.vcpus, self.devices.len())?;
         let guest = boot::Guest {
             kernel: &self.config.kernel,

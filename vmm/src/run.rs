@@ -1,5 +1,6 @@
 //! `evertwin run`: one VM from start to end.
 
+mod disks;
 mod stop;
 
 pub use stop::{AskStop, Stop};
@@ -183,10 +184,25 @@ fn protected(
             None
         }
     };
-    let notes = match &replication.arbiter {
+    let mut notes = match &replication.arbiter {
         Some(ArbiterConfig::Manual(path)) => Some(Notes::new(path)),
         _ => None,
     };
+    let mut arbiter = match &replication.arbiter {
+        Some(ArbiterConfig::Manual(_)) => None,
+        Some(ArbiterConfig::File(path)) => Some(open_file(path)?),
+        Some(ArbiterConfig::Etcd(endpoints)) => Some(open_etcd(endpoints, name_of_vm)?),
+        None => {
+            tracing::warn!("no arbiter is configured: the standby will not take over by itself");
+            None
+        }
+    };
+    disks::check(
+        &machine,
+        (node, peer),
+        arbiter.as_deref_mut(),
+        notes.as_mut(),
+    )?;
     let config = LinkConfig {
         node,
         peer,
@@ -202,15 +218,6 @@ fn protected(
             .map_err(RunError::host("copy a descriptor"))?,
         control: Some(control),
         notes,
-    };
-    let arbiter = match &replication.arbiter {
-        Some(ArbiterConfig::Manual(_)) => None,
-        Some(ArbiterConfig::File(path)) => Some(open_file(path)?),
-        Some(ArbiterConfig::Etcd(endpoints)) => Some(open_etcd(endpoints, name_of_vm)?),
-        None => {
-            tracing::warn!("no arbiter is configured: the standby will not take over by itself");
-            None
-        }
     };
     let mut twin = Twin::new(machine)?;
     Ok(

@@ -28,6 +28,8 @@ pub struct Twin {
     dirty: PageSet,
     /// Standby: the state that promotion restores.
     standing: Option<VmState>,
+    /// Standby: the disks are being made copies, of which some are not whole yet.
+    copying: bool,
     /// The guest was handed over: the log of frames is for its new host.
     forwarding: bool,
     last_pause: PausePhases,
@@ -44,6 +46,7 @@ impl Twin {
             dirty_log: DirtyLog::new(machine.vm())?,
             dirty: PageSet::new(&memory::region_list(machine.memory())),
             standing: None,
+            copying: false,
             forwarding: false,
             last_pause: PausePhases::default(),
             machine,
@@ -368,6 +371,7 @@ impl Replicated for Twin {
     }
 
     fn clear_disks(&mut self) -> Result<(), MachineError> {
+        self.copying = true;
         self.machine
             .devices()
             .iter()
@@ -410,7 +414,11 @@ impl Replicated for Twin {
 
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
         self.standing = Some(checkpoint::decode(state).map_err(failed)?);
-        self.write_disks(disk_writes)
+        self.write_disks(disk_writes)?;
+        if std::mem::take(&mut self.copying) {
+            self.machine.finish_copies();
+        }
+        Ok(())
     }
 
     fn promote(&mut self, inbound: Vec<InboundFrame>) -> Result<(), MachineError> {

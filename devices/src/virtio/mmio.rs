@@ -6,6 +6,7 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::block::CopyMark;
 use super::queue::VirtQueue;
 use super::transport::status;
 use super::{
@@ -376,6 +377,10 @@ impl<B: Backend> Device for VirtioMmio<B> {
 
     fn clear_disk(&mut self) -> io::Result<()> {
         self.backend.clear_disk()
+    }
+
+    fn copy_mark(&self) -> Option<Arc<CopyMark>> {
+        self.backend.copy_mark()
     }
 }
 

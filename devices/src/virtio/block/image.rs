@@ -4,10 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom as Place, fallocate, flock, seek};
 
+use super::copy_mark::CopyMark;
 use super::operation::is_impossible;
 
 /// Size of a sector in bytes (virtio 1.2, 5.2.4).
@@ -67,6 +69,7 @@ pub struct DiskImage {
     path: PathBuf,
     sectors: u64,
     read_only: bool,
+    copy_mark: Arc<CopyMark>,
 }
 
 impl DiskImage {
@@ -110,17 +113,24 @@ impl DiskImage {
                 bytes,
             });
         }
+        let copy_mark = CopyMark::of(path, &file, kind.is_block_device()).map_err(failed)?;
         Ok(Self {
             file,
             path: path.into(),
             sectors: bytes / SECTOR_BYTES,
             read_only,
+            copy_mark: Arc::new(copy_mark),
         })
     }
 
     /// Size in sectors.
     pub fn sectors(&self) -> u64 {
         self.sectors
+    }
+
+    /// The mark of a copy that is being made here.
+    pub(super) fn copy_mark(&self) -> &Arc<CopyMark> {
+        &self.copy_mark
     }
 
     /// Whether it may only be read.
@@ -167,8 +177,9 @@ impl DiskImage {
         Ok(Some((start, bytes)))
     }
 
-    /// Makes the whole image read as zeroes.
+    /// Makes the whole image read as zeroes, and marks it: a copy begins.
     pub(super) fn clear(&self) -> io::Result<()> {
+        self.copy_mark.begin()?;
         self.zero_at(0, self.sectors * SECTOR_BYTES, true)
     }
 

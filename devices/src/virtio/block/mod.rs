@@ -1,5 +1,6 @@
 //! The block device (virtio 1.2, 5.2) over a raw image.
 
+mod copy_mark;
 mod image;
 mod operation;
 mod request;
@@ -9,6 +10,7 @@ mod serial;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -18,6 +20,7 @@ use super::{
     Backend, BackendState, Broken, DeviceIdentity, DiskData, DiskWrite, RestoreError, Source,
     Transport, TransportState,
 };
+pub use copy_mark::CopyMark;
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
 use operation::{Effect, Operation, Zeroing};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, Request, Status};
@@ -526,6 +529,11 @@ impl Backend for Block {
             true => Ok(()),
             false => image.clear().map_err(|error| image.name_in(error)),
         }
+    }
+
+    fn copy_mark(&self) -> Option<Arc<CopyMark>> {
+        let image = self.ring.image();
+        (!image.read_only()).then(|| Arc::clone(image.copy_mark()))
     }
 }
 
