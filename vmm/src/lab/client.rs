@@ -49,8 +49,6 @@ pub struct Progress {
     pub last_answer: Option<Instant>,
     /// The longest time between two answers.
     pub longest_gap: Duration,
-    /// When the longest gap began.
-    pub gap_began: Option<Instant>,
     /// Acknowledged writes that were not there afterwards.
     pub lost: u64,
     /// Writes that took effect more than once, or that nobody sent.
@@ -170,6 +168,14 @@ impl Load {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.shared.lock().progress.clone()
+    }
+
+    /// What the client has seen so far. The longest gap is one that ends after this, from now on.
+    pub fn begin_gap(&self) -> Progress {
+        let mut state = self.shared.lock();
+        let progress = state.progress.clone();
+        state.progress.longest_gap = Duration::ZERO;
+        progress
     }
 
     /// Waits until `enough` holds, the load ends, or `timeout` is over; says whether `enough` held.
@@ -308,7 +314,6 @@ impl Judge {
             && now - last > progress.longest_gap
         {
             progress.longest_gap = now - last;
-            progress.gap_began = Some(last);
         }
         match (sent, reply) {
             (Sent::Incr, Reply::Integer(value)) => {

@@ -176,6 +176,21 @@ fn the_longest_gap_is_measured() {
 }
 
 #[test]
+fn a_gap_that_is_over_can_be_left_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || serve(listener.accept().unwrap().0, Sin::Pauses));
+    let stream = TcpStream::connect(address).unwrap();
+    let load = Load::start(stream, LoadOptions::default()).unwrap();
+    let pause = Duration::from_millis(290);
+    assert!(load.wait_until(Duration::from_secs(10), |seen| seen.longest_gap >= pause));
+    assert!(load.begin_gap().longest_gap >= pause);
+    assert!(load.progress().longest_gap < pause);
+    drop(load);
+    let _ = server.join().unwrap();
+}
+
+#[test]
 fn a_closed_connection_is_lost() {
     let verdict = judge(Sin::Closes);
     assert!(
