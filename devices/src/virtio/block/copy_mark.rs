@@ -71,8 +71,9 @@ impl CopyMark {
 
     fn begin_locked(&self) -> io::Result<()> {
         let directory = directory(&self.path);
-        if directory == Path::new(OF_DEVICES) {
+        if directory == Path::new(OF_DEVICES) && !directory.exists() {
             fs::create_dir_all(directory)?;
+            File::open(self::directory(directory))?.sync_all()?;
         }
         let mut file = File::create(&self.path)?;
         file.write_all(
@@ -134,10 +135,9 @@ impl CopyMark {
 
 fn place(image: &Path, is_device: bool) -> PathBuf {
     if is_device {
-        // One device may have several names.
-        let real = image.canonicalize().unwrap_or_else(|_| image.into());
-        let parts = real.iter().skip(1).map(|part| part.to_string_lossy());
-        let name = parts.collect::<Vec<_>>().join("-");
+        // The name as it is configured: what it stands for, such as /dev/dm-3, may be another device after the next start.
+        let name = std::path::absolute(image).unwrap_or_else(|_| image.into());
+        let name = name.to_string_lossy().replace('%', "%%").replace('/', "%");
         return Path::new(OF_DEVICES).join(name + SUFFIX);
     }
     let mut path = image.as_os_str().to_owned();
@@ -213,8 +213,14 @@ mod tests {
 
     #[test]
     fn devices_have_their_marks_elsewhere() {
-        let expected = Path::new("/var/lib/evertwin/dev-null.unfinished");
-        assert_eq!(place(Path::new("/dev/null"), true), expected);
+        for (device, mark) in [
+            ("/dev/vg/root", "%dev%vg%root.unfinished"),
+            ("/dev/vg-root", "%dev%vg-root.unfinished"),
+            ("/dev/vg%root", "%dev%vg%%root.unfinished"),
+        ] {
+            let expected = Path::new("/var/lib/evertwin").join(mark);
+            assert_eq!(place(Path::new(device), true), expected);
+        }
         assert_eq!(directory(Path::new("disk.img.unfinished")), Path::new("."));
     }
 
