@@ -22,7 +22,7 @@ mod way;
 mod wire;
 
 pub use config::{Config, Ended, Error, MAX_PATHS};
-pub use evertwin_protocol::{NodeId, NodeNameError};
+pub use evertwin_protocol::{NodeId, NodeNameError, claims_at_once};
 pub use wire::{Difference, Kind, WireError};
 
 use arbiter::Arbiter;

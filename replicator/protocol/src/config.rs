@@ -83,9 +83,4 @@ impl Config {
     pub(crate) const fn has(&self, _: Bug) -> bool {
         false
     }
-
-    /// Without an arbiter, and in an unclaimed VM, the twin with the lower name comes first.
-    pub(crate) fn first(&self) -> bool {
-        self.node < self.peer
-    }
 }

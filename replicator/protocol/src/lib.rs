@@ -39,5 +39,6 @@ pub use event::{
 };
 pub use node::{NODE_NAME_MAX, NodeId, NodeNameError};
 pub use record::{Answer, Record, Request};
+pub use starting::claims_at_once;
 pub use time::Time;
 pub use twin::Twin;

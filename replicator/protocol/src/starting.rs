@@ -1,8 +1,10 @@
 //! Before a guest runs anywhere that this twin knows of.
 
 use crate::bug::Bug;
+use crate::config::Config;
 use crate::context::{Context, Right};
 use crate::event::{Action, Command, Message, Refusal, Report, Status};
+use crate::node::NodeId;
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::standby::Standby;
@@ -147,22 +149,28 @@ impl Starting {
     }
 }
 
+/// Whether a twin that starts need not wait for its peer to boot the guest: the record is as R1 or R2 want it.
+pub fn claims_at_once(record: Option<Record>, node: NodeId, peer: NodeId) -> bool {
+    match record {
+        // The lower name comes first.
+        None => node < peer,
+        // Nobody was named, so nobody holds anything newer.
+        Some(record) => record.releaser == node && record.standby.is_none(),
+    }
+}
+
 /// What the record says (T1, T2).
 fn decide(cx: &mut Context, record: Option<Record>) -> State {
-    let me = cx.config.node;
-    match record {
-        None if cx.config.first() => claim(cx, None),
-        // Nobody was named, so nobody holds anything newer.
-        Some(record) if record.releaser == me && record.standby.is_none() => {
-            claim(cx, Some(record))
-        }
-        Some(record) if record.releaser == me && cx.config.has(Bug::BootBesideNewer) => {
-            claim(cx, Some(record))
-        }
-        Some(record) if cx.config.has(Bug::ClaimPeersRight) => claim(cx, Some(record)),
-        // The peer runs the guest, or may hold an epoch newer than anything here.
-        _ => Starting::wait(cx, record),
+    let Config { node, peer, .. } = cx.config;
+    let broken = record.is_some_and(|record| {
+        record.releaser == node && cx.config.has(Bug::BootBesideNewer)
+            || cx.config.has(Bug::ClaimPeersRight)
+    });
+    if claims_at_once(record, node, peer) || broken {
+        return claim(cx, record);
     }
+    // The peer runs the guest, or may hold an epoch newer than anything here.
+    Starting::wait(cx, record)
 }
 
 /// Is the peer there, and no primary? It greets once for each link: what it said may be over.
@@ -187,4 +195,19 @@ fn boot(cx: &mut Context, generation: u64) -> State {
     cx.act(Action::Boot);
     cx.report(Report::GuestRunning(generation));
     Solo::enter(cx, Right::new(generation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_need_not_wait_claims_at_once() {
+        let [a, b]: [NodeId; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        assert!(claims_at_once(None, a, b) && !claims_at_once(None, b, a));
+        let alone = Some(Record::solo(3, b));
+        assert!(claims_at_once(alone, b, a) && !claims_at_once(alone, a, b));
+        let pair = Some(Record::protected(3, b, a));
+        assert!(!claims_at_once(pair, b, a) && !claims_at_once(pair, a, b));
+    }
 }
