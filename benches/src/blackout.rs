@@ -36,7 +36,7 @@ fn one() -> (Duration, Duration) {
     let load = stage.load(LoadOptions::default());
     let until = Instant::now() + Duration::from_secs(1);
     load.wait_until(Duration::from_secs(1), |_| Instant::now() >= until);
-    let before = load.begin_gap();
+    let before = load.measure_anew();
     stage.twin(Node::A).kill();
     let killed = before.acked;
     assert!(

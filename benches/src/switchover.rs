@@ -40,7 +40,7 @@ fn one(stage: &Stage, primary: Node) -> (Duration, Duration) {
     let load = stage.load(LoadOptions::default());
     let until = Instant::now() + Duration::from_millis(500);
     load.wait_until(STEP, |_| Instant::now() >= until);
-    let before = load.begin_gap();
+    let before = load.measure_anew();
     let output = stage.operate(primary, &["switchover"]);
     assert!(output.status.success(), "{output:?}");
     let done = load.progress().acked;

@@ -170,8 +170,8 @@ impl Load {
         self.shared.lock().progress.clone()
     }
 
-    /// What the client has seen so far. The longest gap is one that ends after this, from now on.
-    pub fn begin_gap(&self) -> Progress {
+    /// What the client has seen so far. From now on the longest gap is the longest of those that end after this.
+    pub fn measure_anew(&self) -> Progress {
         let mut state = self.shared.lock();
         let progress = state.progress.clone();
         state.progress.longest_gap = Duration::ZERO;
