@@ -18,6 +18,9 @@ pub(crate) struct Clients {
     durable: Blocks,
     /// When the last guest was started from its kernel.
     booted: u64,
+    /// What its disk held then, and the blocks of it for which nothing can be demanded.
+    booted_from: Blocks,
+    torn: u8,
     answers: u64,
 }
 
@@ -50,13 +53,31 @@ impl Clients {
                 },
             )?;
         }
-        if let Some(write) = story.write(moment)
-            && write.durable
-        {
-            let told = &mut self.durable[usize::from(write.block)];
-            *told = (*told).max(moment);
+        match story.write(moment) {
+            Some(write) if write.durable => self.told(story, moment, write.block),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Output says that a block is durable as of this moment.
+    fn told(&mut self, story: &Story, moment: Moment, block: u8) -> Verdict {
+        let at = usize::from(block);
+        if story.continues(self.seen, moment) || story.continues(moment, self.seen) {
+            self.durable[at] = self.durable[at].max(moment);
+            return Ok(());
+        }
+        // A late word about the history that ended when a guest was started from this disk.
+        let has = self.booted_from[at];
+        let excused = self.torn & (1 << block) != 0;
+        demand(
+            excused || story.covers(has, moment),
+            Invariant::Disks,
+            || {
+                format!(
+                    "a guest was booted with {has} in block {block}, and late output tells of {moment} there"
+                )
+            },
+        )
     }
 
     /// A guest is about to go on from `moment`.
@@ -81,6 +102,7 @@ impl Clients {
     ) -> Verdict {
         self.seen = moment;
         self.booted = now;
+        (self.booted_from, self.torn) = (disk.contents(), disk.torn());
         for block in 0..BLOCKS {
             let (has, told) = (disk.contents()[block], self.durable[block]);
             if disk.torn() & (1 << block) != 0 {
