@@ -38,6 +38,12 @@ pub struct SyncStatus {
     pub pages: u64,
     /// Pages of this round.
     pub of: u64,
+    /// Bytes of disks looked at, which come before the pages of the first round.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Bytes of disks that have to be.
+    #[serde(default)]
+    pub disk_of: u64,
     /// Bytes sent in this round; zeroes cost next to nothing.
     pub bytes: u64,
     /// Time to the round's end at the pace so far, in milliseconds. None before there is one.

@@ -5,6 +5,7 @@
 //! from one thread.
 
 use std::error::Error as StdError;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -93,6 +94,39 @@ pub struct InboundFrame {
     pub epoch: u64,
     /// The frame behind its card's header, at most 65,562 bytes.
     pub bytes: Vec<u8>,
+}
+
+/// What a standby knows of what one of its disks holds.
+///
+/// A *point* is a name for an instant at which both twins' disks held the same, durably.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldDisk {
+    /// Index of the disk in the configuration.
+    pub disk: u32,
+    /// Points that it knows, oldest first.
+    pub points: Vec<u128>,
+    /// Blocks of 64 KiB that may have been written to since the oldest point.
+    pub changed: Vec<Range<u32>>,
+    /// Why there is no point, if there is none.
+    pub distrust: Option<String>,
+}
+
+/// How one disk is copied to the standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskCopy {
+    /// Index of the disk in the configuration.
+    pub disk: u32,
+    /// Only what may have changed since this point. None: everything.
+    pub from: Option<u128>,
+}
+
+/// How all disks are copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// Each disk.
+    pub copies: Vec<DiskCopy>,
+    /// Bytes that have to be looked at.
+    pub bytes: u64,
 }
 
 /// How far the copy of all disks has come.
@@ -264,11 +298,42 @@ pub trait Machine: Send {
     /// When a page lies outside the guest's memory.
     fn store_pages(&mut self, pages: &[u64], bytes: &[u8]) -> Result<(), MachineError>;
 
-    /// Standby: makes all writable disks read as zeroes, before a sync fills them.
+    /// Standby: what its disks hold. `runs` is how many runs of blocks each may have; where there are more, neighbours are told
+    /// as one.
+    fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk>;
+
+    /// Number of disks that are copied.
+    fn disks(&self) -> usize;
+
+    /// Primary: decides how each disk is copied, given what the standby has said, if it could. [`Machine::read_disks`] gives what
+    /// has to be copied then.
+    fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan;
+
+    /// Standby: its disks are made copies from now on, those that are not named here from nothing: they read as zeroes then.
     ///
     /// # Errors
-    /// When a disk fails.
-    fn clear_disks(&mut self) -> Result<(), MachineError>;
+    /// When a disk fails, or does not know the point.
+    fn begin_copies(&mut self, copies: &[DiskCopy]) -> Result<(), MachineError>;
+
+    /// Primary: whether a new point would save a later copy anything.
+    fn wants_point(&self) -> bool;
+
+    /// Primary: with the end of the epoch that is captured next both twins' disks hold the same. Returns the points that are
+    /// durable here.
+    fn begin_point(&mut self, point: u128) -> Vec<u128>;
+
+    /// Standby: the epoch that was applied last is that point. Begins to make it durable, which
+    /// [`Machine::take_reached_point`] tells; older points but `keep` can be forgotten.
+    fn follow_point(&mut self, point: u128, keep: &[u128]);
+
+    /// The point that was followed or confirmed and is durable on all disks here now. Told once.
+    fn take_reached_point(&mut self) -> Option<u128>;
+
+    /// An eventfd, written when there may be something for [`Machine::take_reached_point`]. The replicator polls it and reads it.
+    fn point_reached(&self) -> RawFd;
+
+    /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.
+    fn confirm_point(&mut self, point: u128);
 
     /// Standby: repeats writes on the disks.
     ///

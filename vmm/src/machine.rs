@@ -23,6 +23,7 @@ use evertwin_devices::legacy::ExitSignal;
 use evertwin_devices::power::PowerButton;
 use evertwin_devices::serial::Serial;
 use evertwin_devices::virtio::Device;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi;
 use crate::boot::{self, BootError};
@@ -90,6 +91,7 @@ pub struct Machine {
     power_button: Arc<PowerButton>,
     power_on: Option<PowerOn>,
     boots: Boots,
+    point_reached: EventFd,
 }
 
 impl std::fmt::Debug for Machine {

@@ -116,6 +116,8 @@ pub fn run(
 }
 
 fn plain(mut machine: Machine, stop: &Stop, started: Instant) -> Result<Outcome, RunError> {
+    machine.check_disks()?;
+    machine.forget_mirrors()?;
     machine.boot()?;
     tracing::info!(
         started_us = started.elapsed().as_micros() as u64,
@@ -219,6 +221,7 @@ fn protected(
         control: Some(control),
         notes,
     };
+    machine.open_mirrors(name_of_vm)?;
     let mut twin = Twin::new(machine)?;
     Ok(
         match evertwin_replicator::run(config, &mut twin, arbiter)? {

@@ -1,5 +1,7 @@
 //! The machine as the replicator sees it: epochs out, epochs in.
 
+mod disks;
+
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -8,8 +10,8 @@ use evertwin_devices::GuestMemory;
 use evertwin_devices::inbound::InboundFrame as DeviceFrame;
 use evertwin_devices::virtio::{DiskData as DeviceData, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    Capture, CpuLeaf, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame,
-    Machine as Replicated, MachineError, MemoryRegion,
+    Capture, CpuLeaf, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk, Identity,
+    InboundFrame, Machine as Replicated, MachineError, MemoryRegion,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -18,6 +20,7 @@ use crate::kvm::{DirtyLog, cpuid_of_first_vcpu};
 use crate::machine::{Error, Machine, PausePhases, Stopwatch, lock};
 use crate::memory::{self, PAGE_SIZE};
 use crate::page_set::PageSet;
+use disks::Disks;
 
 /// A machine with what replication needs around it.
 #[derive(Debug)]
@@ -28,8 +31,7 @@ pub struct Twin {
     dirty: PageSet,
     /// Standby: the state that promotion restores.
     standing: Option<VmState>,
-    /// Standby: the disks are being made copies, of which some are not whole yet.
-    copying: bool,
+    disks: Disks,
     /// The guest was handed over: the log of frames is for its new host.
     forwarding: bool,
     last_pause: PausePhases,
@@ -46,7 +48,7 @@ impl Twin {
             dirty_log: DirtyLog::new(machine.vm())?,
             dirty: PageSet::new(&memory::region_list(machine.memory())),
             standing: None,
-            copying: false,
+            disks: Disks::default(),
             forwarding: false,
             last_pause: PausePhases::default(),
             machine,
@@ -90,7 +92,9 @@ impl Twin {
         for device in &mut paused.devices {
             let writes = device.take_disk_writes();
             into.disk_writes.extend(writes.into_iter().map(from_device));
+            self.disks.begin_point(&mut **device);
         }
+        self.disks.point_begun();
         self.machine.gate().seal(epoch);
         if stay {
             paused.stay();
@@ -370,13 +374,44 @@ impl Replicated for Twin {
         Ok(())
     }
 
-    fn clear_disks(&mut self) -> Result<(), MachineError> {
-        self.copying = true;
-        self.machine
-            .devices()
-            .iter()
-            .try_for_each(|device| lock(device).clear_disk())
-            .map_err(|e| MachineError::new(format!("a disk can't be cleared for the copy: {e}")))
+    fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk> {
+        disks::held(&self.machine, runs)
+    }
+
+    fn disks(&self) -> usize {
+        disks::count(&self.machine)
+    }
+
+    fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
+        disks::plan(&self.machine, held)
+    }
+
+    fn begin_copies(&mut self, copies: &[DiskCopy]) -> Result<(), MachineError> {
+        self.disks.begin_copies(&self.machine, copies)
+    }
+
+    fn wants_point(&self) -> bool {
+        disks::wants_point(&self.machine)
+    }
+
+    fn begin_point(&mut self, point: u128) -> Vec<u128> {
+        self.disks.point_is_due(&self.machine, point)
+    }
+
+    fn follow_point(&mut self, point: u128, keep: &[u128]) {
+        self.disks.follow_point(&self.machine, point, keep);
+    }
+
+    fn take_reached_point(&mut self) -> Option<u128> {
+        self.disks.take_reached(&self.machine)
+    }
+
+    fn point_reached(&self) -> RawFd {
+        self.machine.point_reached().as_raw_fd()
+    }
+
+    fn confirm_point(&mut self, point: u128) {
+        self.disks.confirm_point(&self.machine, point);
     }
 
     fn write_disks(&mut self, writes: &[DiskWrite]) -> Result<(), MachineError> {
@@ -415,9 +450,7 @@ impl Replicated for Twin {
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
         self.standing = Some(checkpoint::decode(state).map_err(failed)?);
         self.write_disks(disk_writes)?;
-        if std::mem::take(&mut self.copying) {
-            self.machine.finish_copies();
-        }
+        self.disks.applied(&self.machine);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::block::CopyMark;
+use super::block::Block;
 use super::queue::VirtQueue;
 use super::transport::status;
 use super::{
@@ -375,12 +375,8 @@ impl<B: Backend> Device for VirtioMmio<B> {
         self.backend.next_disk_contents(from, limit)
     }
 
-    fn clear_disk(&mut self) -> io::Result<()> {
-        self.backend.clear_disk()
-    }
-
-    fn copy_mark(&self) -> Option<Arc<CopyMark>> {
-        self.backend.copy_mark()
+    fn disk(&mut self) -> Option<&mut Block> {
+        self.backend.disk()
     }
 }
 

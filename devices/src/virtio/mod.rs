@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::inbound::InboundFrame;
 
-use block::CopyMark;
+use block::Block;
 pub use mmio::VirtioMmio;
 pub use state::{QueueState, RestoreError, TransportState};
 pub use transport::{Served, Transport};
@@ -182,11 +182,8 @@ pub trait Device: BusDevice + MutEventSubscriber {
     /// with holes passed over. None at the disk's end, and for all other devices.
     fn next_disk_contents(&self, from: u64, limit: usize) -> io::Result<Option<DiskWrite>>;
 
-    /// Makes a writable disk read as zeroes, before a copy fills it, and marks it as unfinished.
-    fn clear_disk(&mut self) -> io::Result<()>;
-
-    /// Where a writable disk says that it is an unfinished copy. None for all other devices.
-    fn copy_mark(&self) -> Option<Arc<CopyMark>>;
+    /// The writable disk that this is, if it is one.
+    fn disk(&mut self) -> Option<&mut Block>;
 }
 
 /// State of a device, as captured with a checkpoint.
@@ -291,12 +288,8 @@ pub trait Backend: Send {
     fn next_disk_contents(&self, _from: u64, _limit: usize) -> io::Result<Option<DiskWrite>> {
         Ok(None)
     }
-    /// See [`Device::clear_disk`].
-    fn clear_disk(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-    /// See [`Device::copy_mark`].
-    fn copy_mark(&self) -> Option<Arc<CopyMark>> {
+    /// See [`Device::disk`].
+    fn disk(&mut self) -> Option<&mut Block> {
         None
     }
 }

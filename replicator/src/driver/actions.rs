@@ -53,6 +53,7 @@ impl Driver<'_> {
             Action::StopTracking => self.stop_tracking(),
             Action::SendMemory(generation) => {
                 self.sync = Some(SyncRound::everything(generation, &self.identity.memory));
+                self.ask_for_held();
                 self.crash_point_sent("sync::begun");
             }
             Action::Harvest => {
@@ -95,9 +96,7 @@ impl Driver<'_> {
             Action::Expect(_) => {
                 self.kept = Kept::default();
                 self.forget_received();
-                // The copy that follows leaves out what is zero.
-                self.machine.clear_disks()?;
-                crash_point("fill::cleared");
+                self.tell_held()?;
             }
             Action::Store => {
                 if let Some(write) = self.disk_part.take() {
@@ -118,6 +117,7 @@ impl Driver<'_> {
                 self.last_epoch = 0;
                 // Of a guest that is protected from its first instruction on.
                 self.tracking_started();
+                self.delay_points();
                 self.machine.promote(inbound)?;
                 crash_point("promote::after");
             }
@@ -226,6 +226,9 @@ impl Driver<'_> {
 
     /// `last`: the guest stays where it is.
     fn capture(&mut self, epoch: u64, last: bool) {
+        if !last {
+            self.begin_point(epoch);
+        }
         let mut capture = self.spare_capture();
         let Some(into) = Arc::get_mut(&mut capture) else {
             return self.inputs.push_back(Input::CaptureFailed);
@@ -249,6 +252,7 @@ impl Driver<'_> {
             Err(error) => {
                 warn!(%error, epoch, "the epoch could not be captured; it goes on");
                 self.spare.push(capture);
+                self.forget_point();
                 self.inputs.push_back(Input::CaptureFailed);
             }
         }
@@ -296,6 +300,7 @@ impl Driver<'_> {
             error!(epoch, "{what}");
             return self.lose_link(what);
         }
+        self.tell_point(generation, epoch);
         if self.network.link.is_some() {
             self.early_release(epoch);
         }
@@ -306,7 +311,7 @@ impl Driver<'_> {
     }
 
     /// A point to crash at once what is queued has left, as far as the socket takes it.
-    fn crash_point_sent(&mut self, _name: &str) {
+    pub(super) fn crash_point_sent(&mut self, _name: &str) {
         fail::fail_point!(_name, |_| self.crash_with_queue_sent());
     }
 

@@ -15,7 +15,7 @@ use crate::wire::{
 };
 
 /// Why a connection can't go on.
-enum Trouble {
+pub(super) enum Trouble {
     /// Bytes that are not what they should be.
     Wire(WireError),
     /// A twin, but not the other half of this pair.
@@ -126,6 +126,9 @@ impl Driver<'_> {
             }
             Kind::SyncDisk | Kind::SyncZeroes => {
                 self.expect_bulk(kind)?;
+                if self.disks.awaits_copies {
+                    return Err(WireError::OutOfPlace(kind).into());
+                }
                 let write = disk_write(kind, payload).ok_or(WireError::Malformed(kind))?;
                 self.disk_part = Some(write);
                 return self.received(header, Message::SyncPages, &[]);
@@ -134,6 +137,9 @@ impl Driver<'_> {
                 return Ok(self.take_in(header, payload)?);
             }
             Kind::Beacon => return Ok(self.take_beacon(header, payload)?),
+            Kind::DiskHeld | Kind::DiskCopies | Kind::DiskPoint | Kind::PointReached => {
+                return self.take_disk_frame(header, payload);
+            }
             Kind::EpochBegin
             | Kind::Pages
             | Kind::State

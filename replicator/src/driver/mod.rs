@@ -1,6 +1,7 @@
 //! One thread that joins the protocol core, the sockets and the machine.
 
 mod actions;
+mod disks;
 mod frames;
 mod inbound;
 mod missed;
@@ -24,6 +25,7 @@ use crate::machine::{Capture, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
+use disks::Disks;
 use inbound::Kept;
 use missed::Missed;
 use operator::Pending;
@@ -46,6 +48,7 @@ pub(crate) struct Driver<'a> {
     output: RawFd,
     inbound: RawFd,
     tracking: RawFd,
+    point: RawFd,
     /// The machine begins to track: nothing may be read before that is done.
     starts_tracking: bool,
     /// Epochs captured and not committed, oldest first.
@@ -60,6 +63,7 @@ pub(crate) struct Driver<'a> {
     eager: bool,
     assembly: Assembly,
     pages: PageList,
+    disks: Disks,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -109,6 +113,7 @@ impl<'a> Driver<'a> {
         let output = machine.output_waiting();
         let inbound = machine.inbound_waiting();
         let tracking = machine.tracking_switched();
+        let point = machine.point_reached();
         let mut driver = Self {
             identity: machine.identity(),
             twin: Twin::new(core),
@@ -120,6 +125,7 @@ impl<'a> Driver<'a> {
             output,
             inbound,
             tracking,
+            point,
             starts_tracking: false,
             shipments: VecDeque::new(),
             spare: Vec::new(),
@@ -129,6 +135,7 @@ impl<'a> Driver<'a> {
             eager: false,
             assembly: Assembly::default(),
             pages: PageList::default(),
+            disks: Disks::new(),
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,
@@ -214,6 +221,7 @@ impl<'a> Driver<'a> {
         self.ring.poll_readable(self.output, Op::Output)?;
         self.ring.poll_readable(self.inbound, Op::Inbound)?;
         self.ring.poll_readable(self.tracking, Op::Tracking)?;
+        self.ring.poll_readable(self.point, Op::Point)?;
         self.ring.poll_readable(self.machine.exited(), Op::Exited)?;
         self.ring
             .poll_readable(self.config.stop.as_raw_fd(), Op::Stop)?;
@@ -257,6 +265,10 @@ impl<'a> Driver<'a> {
             Op::Tracking => {
                 self.drain_and_poll(self.tracking, Op::Tracking)?;
                 self.tracking_started();
+            }
+            Op::Point => {
+                self.drain_and_poll(self.point, Op::Point)?;
+                self.tell_reached();
             }
             Op::Exited => self.guest_exited()?,
             Op::Stop => self.inputs.push_back(Input::Stop),
@@ -410,6 +422,7 @@ impl<'a> Driver<'a> {
 
     fn forget_received(&mut self) {
         self.disk_part = None;
+        self.disks.forget();
         if let Some(epoch) = self.assembly.discard() {
             warn!(epoch, "unfinished epoch discarded");
         }

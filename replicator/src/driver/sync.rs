@@ -29,6 +29,8 @@ pub(super) struct SyncRound {
     generation: u64,
     /// How far the copy of the disks has come; memory follows it.
     disks: Option<DiskPosition>,
+    disk_bytes: u64,
+    disk_of: u64,
     source: Source,
     total: u64,
     sent: u64,
@@ -68,6 +70,8 @@ impl SyncRound {
         Self {
             generation,
             disks: None,
+            disk_bytes: 0,
+            disk_of: 0,
             source,
             total,
             sent: 0,
@@ -105,16 +109,30 @@ impl SyncRound {
         !self.chunk.is_empty()
     }
 
+    /// Bytes of disks and memory that were looked at, and of how many.
+    fn looked_at(&self) -> (u64, u64) {
+        let page = PAGE_SIZE as u64;
+        let done = self.sent * page + self.disk_bytes.min(self.disk_of);
+        (done, self.total * page + self.disk_of)
+    }
+
+    /// The disks that it begins with have so many bytes.
+    pub(super) fn set_disks(&mut self, bytes: u64) {
+        self.disk_of = bytes;
+    }
+
     /// How far it has come.
     pub(super) fn status(&self) -> SyncStatus {
-        let left = self.total.saturating_sub(self.sent);
+        let (done, of) = self.looked_at();
         let elapsed = self.began.elapsed().as_millis();
-        let eta = elapsed * u128::from(left) / u128::from(self.sent.max(1));
+        let eta = elapsed * u128::from(of.saturating_sub(done)) / u128::from(done.max(1));
         SyncStatus {
             pages: self.sent,
             of: self.total,
+            disk_bytes: self.disk_bytes.min(self.disk_of),
+            disk_of: self.disk_of,
             bytes: self.bytes,
-            eta_ms: (self.sent > 0).then(|| u64::try_from(eta).unwrap_or(u64::MAX)),
+            eta_ms: (done > 0).then(|| u64::try_from(eta).unwrap_or(u64::MAX)),
             slowed_percent: self.slowed_percent,
         }
     }
@@ -125,14 +143,17 @@ impl SyncRound {
             let SyncStatus {
                 pages,
                 of,
+                disk_bytes,
+                disk_of,
                 bytes,
                 eta_ms,
                 slowed_percent,
             } = self.status();
-            let percent = pages * 100 / of.max(1);
+            let (done, all) = self.looked_at();
+            let percent = done * 100 / all.max(1);
             info!(
                 pages,
-                of, bytes, percent, eta_ms, slowed_percent, "sync progress"
+                of, disk_bytes, disk_of, bytes, percent, eta_ms, slowed_percent, "sync progress"
             );
         }
     }
@@ -142,7 +163,7 @@ impl Driver<'_> {
     /// Reads and queues as much of the round as the link takes just now.
     pub(super) fn pump_sync(&mut self) {
         self.eager = false;
-        if self.starts_tracking {
+        if self.starts_tracking || self.disks.awaits_held {
             return;
         }
         let (Some(round), Some(link)) = (&mut self.sync, &mut self.network.link) else {
@@ -168,6 +189,11 @@ impl Driver<'_> {
                         return self.lose_link("the disks can't be copied");
                     }
                 };
+                if round.disks.is_some() {
+                    // What the guest writes meanwhile comes behind the contents.
+                    let contents = writes.first().filter(|_| next.is_some());
+                    round.disk_bytes += contents.map_or(0, |piece| piece.data.span());
+                }
                 round.disks = round.disks.and(next);
                 for frame in writes
                     .iter()

@@ -24,6 +24,7 @@ pub(crate) enum Op {
     Output,
     Inbound,
     Tracking,
+    Point,
     Exited,
     Stop,
     Arbiter,
@@ -31,7 +32,7 @@ pub(crate) enum Op {
     Cancel,
 }
 
-const OPS: [Op; 13] = [
+const OPS: [Op; 14] = [
     Op::Accept,
     Op::Dial,
     Op::Probe,
@@ -40,6 +41,7 @@ const OPS: [Op; 13] = [
     Op::Output,
     Op::Inbound,
     Op::Tracking,
+    Op::Point,
     Op::Exited,
     Op::Stop,
     Op::Arbiter,

@@ -10,9 +10,9 @@ pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 /// brought its kind, so that twins of neighbouring versions understand each other in all that
 /// both know.
 pub(crate) const VERSION: u16 = if cfg!(feature = "previous-protocol") {
-    2
-} else {
     3
+} else {
+    4
 };
 
 /// The oldest version that this build speaks.
@@ -23,6 +23,9 @@ pub(crate) const HAND_OVER: u16 = 3;
 
 /// The version that brought the beacon.
 pub(crate) const BEACON: u16 = 3;
+
+/// The version that brought delta copies of disks.
+pub(crate) const MIRROR: u16 = 4;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -80,6 +83,14 @@ pub enum Kind {
     TookOver = 19,
     /// An address at which the sender keeps a port open for as long as it lives.
     Beacon = 20,
+    /// What the standby's disks hold.
+    DiskHeld = 21,
+    /// How the disks will be copied.
+    DiskCopies = 22,
+    /// A point at which both twins' disks hold the same.
+    DiskPoint = 23,
+    /// The standby has made a point durable.
+    PointReached = 24,
 }
 
 impl Kind {
@@ -88,6 +99,7 @@ impl Kind {
         match self {
             Self::HandOver | Self::TookOver => HAND_OVER,
             Self::Beacon => BEACON,
+            Self::DiskHeld | Self::DiskCopies | Self::DiskPoint | Self::PointReached => MIRROR,
             _ => OLDEST,
         }
     }
@@ -118,6 +130,10 @@ impl TryFrom<u16> for Kind {
             18 => Self::HandOver,
             19 => Self::TookOver,
             20 => Self::Beacon,
+            21 => Self::DiskHeld,
+            22 => Self::DiskCopies,
+            23 => Self::DiskPoint,
+            24 => Self::PointReached,
             other => return Err(WireError::Kind(other)),
         })
     }

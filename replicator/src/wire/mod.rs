@@ -11,6 +11,7 @@ mod frame;
 mod header;
 mod hello;
 mod inbound;
+pub(crate) mod mirror;
 mod pages;
 mod reader;
 #[cfg(test)]
@@ -22,7 +23,7 @@ pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
-pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, VERSION};
+pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, VERSION};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};

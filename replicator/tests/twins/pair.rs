@@ -34,6 +34,25 @@ fn protects(pair: Pair) {
 }
 
 #[test]
+fn twins_agree_on_a_point_of_their_disks() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    wait_for("a boots", || a.vm.running());
+    let b_vm = FakeVm::new(&world, PAGES);
+    b_vm.handle().lock().points = vec![7];
+    let b = pair.start("b", b_vm);
+    pair.wait_named("a");
+    // What the standby held was asked for before anything was copied.
+    let told = a.vm.lock().told.clone().expect("b has told");
+    assert_eq!(told[0].points, [7]);
+    run_until_seen(&a.vm, &world, 100);
+    wait_for("a knows a point", || a.vm.lock().points.len() == 1);
+    let point = a.vm.lock().points[0];
+    // What a did not know is of no use to b any more.
+    assert_eq!(b.vm.lock().points, [point]);
+}
+
+#[test]
 fn the_standby_goes_on_where_the_primary_died() {
     let (pair, world) = (Pair::new(), world());
     let mut a = pair.start("a", FakeVm::new(&world, PAGES));

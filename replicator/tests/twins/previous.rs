@@ -107,6 +107,8 @@ fn a_primary_of_this_version_is_protected_by_a_standby_of_the_last() {
         stream.write_all(&ack.bytes).expect("a reads");
     }
     wait_for("a is protected", || a.role() == "protected");
+    let told = a.vm.lock().told.clone();
+    assert!(told.is_none(), "it was not asked what its disks hold");
     assert!(!seen(&world).is_empty(), "what was acknowledged has left");
     // It could not take a guest over that is handed to it, and is not asked to.
     let outcome = a.command(Command::Switchover);

@@ -21,6 +21,7 @@ use evertwin_devices::virtio::rng::Rng;
 use evertwin_devices::virtio::vsock::Vsock;
 use evertwin_devices::virtio::{Backend, VirtioMmio};
 use kvm_ioctls::Kvm;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Error, Machine, SharedDevice};
 use crate::config::VmConfig;
@@ -150,6 +151,8 @@ impl Machine {
             devices,
             power_on: None,
             boots: Default::default(),
+            point_reached: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+                .map_err(device_error("disks' event"))?,
             config: config.clone(),
         };
         machine.remember_power_on()?;

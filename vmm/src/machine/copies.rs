@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use evertwin_devices::virtio::block::CopyMark;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Machine, lock};
 
@@ -46,11 +47,50 @@ impl Machine {
         }
     }
 
+    /// Takes up what is known of the twin's copies of the disks. A disk of which nothing can be recorded is always copied in full.
+    ///
+    /// # Errors
+    /// This process can have no further descriptor.
+    pub fn open_mirrors(&self, vm: &str) -> Result<(), Error> {
+        for device in &self.devices {
+            let signal = self.point_reached.try_clone();
+            let signal = signal.map_err(|error| Error::Device(error.to_string()))?;
+            if let Some(disk) = lock(device).disk()
+                && let Err(error) = disk.open_mirror(vm, signal)
+            {
+                tracing::warn!(%error, "each copy of this disk will be a full one");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that nobody trusts what was known of a twin's copies: the guest runs without one.
+    ///
+    /// # Errors
+    /// A record can't be removed.
+    pub fn forget_mirrors(&self) -> Result<(), Error> {
+        for device in &self.devices {
+            if let Some(disk) = lock(device).disk() {
+                let forgotten = disk.forget_mirror();
+                forgotten.map_err(|error| Error::Device(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Written when a disk has made a point durable.
+    pub(crate) fn point_reached(&self) -> &EventFd {
+        &self.point_reached
+    }
+
     /// The marks of all disks that the guest may write.
     fn copy_marks(&self) -> Vec<Arc<CopyMark>> {
         let devices = self.devices.iter();
-        devices
-            .filter_map(|device| lock(device).copy_mark())
-            .collect()
+        let mut marks = Vec::new();
+        for device in devices {
+            let mut device = lock(device);
+            marks.extend(device.disk().map(|disk| Arc::clone(disk.copy_mark())));
+        }
+        marks
     }
 }

@@ -9,10 +9,10 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::beside;
+
 /// Added to the name of an image.
 const SUFFIX: &str = ".unfinished";
-/// Marks of block devices: nothing that is written beside those outlives the host's next start.
-const OF_DEVICES: &str = "/var/lib/evertwin";
 /// What Linux calls the time from one start of the host to the next.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Begins the second stage's last line, before the host's boot ID.
@@ -31,7 +31,7 @@ impl CopyMark {
     /// The mark of the image at `path`, which is open as `image`.
     pub(super) fn of(path: &Path, image: &File, is_device: bool) -> io::Result<Self> {
         Ok(Self {
-            path: place(path, is_device),
+            path: beside::place(path, is_device, SUFFIX),
             image: image.try_clone()?,
             begun: Mutex::new(0),
         })
@@ -70,11 +70,7 @@ impl CopyMark {
     }
 
     fn begin_locked(&self) -> io::Result<()> {
-        let directory = directory(&self.path);
-        if directory == Path::new(OF_DEVICES) && !directory.exists() {
-            fs::create_dir_all(directory)?;
-            File::open(self::directory(directory))?.sync_all()?;
-        }
+        beside::make_directory(&self.path)?;
         let mut file = File::create(&self.path)?;
         file.write_all(
             b"The disk image of this name is an unfinished copy of the one on the VM's other host.\n\
@@ -82,7 +78,7 @@ impl CopyMark {
             the image whole yourself.\n",
         )?;
         file.sync_all()?;
-        File::open(directory)?.sync_all()
+        beside::sync_directory(&self.path)
     }
 
     /// How many copies were begun: the number of the last one.
@@ -109,7 +105,7 @@ impl CopyMark {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            File::open(directory(path))?.sync_all()
+            beside::sync_directory(path)
         })
     }
 
@@ -130,25 +126,6 @@ impl CopyMark {
         let path = self.path.display();
         let message = format!("{path} can't be used to mark an unfinished copy: {error}");
         io::Error::new(error.kind(), message)
-    }
-}
-
-fn place(image: &Path, is_device: bool) -> PathBuf {
-    if is_device {
-        // The name as it is configured: what it stands for, such as /dev/dm-3, may be another device after the next start.
-        let name = std::path::absolute(image).unwrap_or_else(|_| image.into());
-        let name = name.to_string_lossy().replace('%', "%%").replace('/', "%");
-        return Path::new(OF_DEVICES).join(name + SUFFIX);
-    }
-    let mut path = image.as_os_str().to_owned();
-    path.push(SUFFIX);
-    path.into()
-}
-
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
     }
 }
 
@@ -209,19 +186,6 @@ mod tests {
         assert!(mark.is_unfinished().unwrap());
         mark.finish(mark.copies()).unwrap();
         assert!(!mark.path().exists());
-    }
-
-    #[test]
-    fn devices_have_their_marks_elsewhere() {
-        for (device, mark) in [
-            ("/dev/vg/root", "%dev%vg%root.unfinished"),
-            ("/dev/vg-root", "%dev%vg-root.unfinished"),
-            ("/dev/vg%root", "%dev%vg%%root.unfinished"),
-        ] {
-            let expected = Path::new("/var/lib/evertwin").join(mark);
-            assert_eq!(place(Path::new(device), true), expected);
-        }
-        assert_eq!(directory(Path::new("disk.img.unfinished")), Path::new("."));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,6 +69,7 @@ pub struct DiskImage {
     path: PathBuf,
     sectors: u64,
     read_only: bool,
+    is_device: bool,
     copy_mark: Arc<CopyMark>,
 }
 
@@ -119,6 +120,7 @@ impl DiskImage {
             path: path.into(),
             sectors: bytes / SECTOR_BYTES,
             read_only,
+            is_device: kind.is_block_device(),
             copy_mark: Arc::new(copy_mark),
         })
     }
@@ -126,6 +128,30 @@ impl DiskImage {
     /// Size in sectors.
     pub fn sectors(&self) -> u64 {
         self.sectors
+    }
+
+    /// Size in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.sectors * SECTOR_BYTES
+    }
+
+    /// Bytes that it takes on its disk, as far as that is known.
+    pub(super) fn allocated(&self) -> u64 {
+        let blocks = self.file.metadata().map(|metadata| metadata.blocks());
+        match self.is_device {
+            true => self.bytes(),
+            false => blocks.map_or(self.bytes(), |blocks| blocks * SECTOR_BYTES),
+        }
+    }
+
+    /// Its path, as it was given.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a block device.
+    pub(super) fn is_device(&self) -> bool {
+        self.is_device
     }
 
     /// The mark of a copy that is being made here.

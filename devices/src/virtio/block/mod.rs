@@ -1,7 +1,10 @@
 //! The block device (virtio 1.2, 5.2) over a raw image.
 
+mod beside;
 mod copy_mark;
 mod image;
+mod mirror;
+mod mirrored;
 mod operation;
 mod request;
 mod ring;
@@ -10,7 +13,6 @@ mod serial;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,6 +24,9 @@ use super::{
 };
 pub use copy_mark::CopyMark;
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
+pub use mirror::{BLOCK_BYTES, BlockSet, Distrust, Held, Point};
+pub use mirrored::CopyPlan;
+use mirrored::Mirrored;
 use operation::{Effect, Operation, Zeroing};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, Request, Status};
 use ring::{DEPTH, DiskRing, Finished};
@@ -97,6 +102,8 @@ struct InFlight {
     /// The guest has reset the device since: nobody waits for the answer.
     orphan: bool,
     bytes: usize,
+    /// What it changes on the disk: offset and length.
+    changes: Option<(u64, u64)>,
 }
 
 /// A block device.
@@ -114,6 +121,8 @@ pub struct Block {
     recorded: Vec<DiskWrite>,
     recorded_bytes: usize,
     kick: Option<EventFd>,
+    /// What is known of the twin's copy.
+    mirrored: Mirrored,
 }
 
 impl Block {
@@ -142,6 +151,7 @@ impl Block {
             recorded: Vec::new(),
             recorded_bytes: 0,
             kick: None,
+            mirrored: Mirrored::default(),
         })
     }
 
@@ -152,7 +162,7 @@ impl Block {
     }
 
     fn has_room(&self) -> bool {
-        self.ring.in_flight() < DEPTH
+        self.ring.in_flight() + self.mirrored.waiting() < DEPTH
             && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
             && self.recorded_bytes < MAX_RECORDED_BYTES
     }
@@ -236,17 +246,22 @@ impl Block {
             Err(status) => return answer(transport, &chain, status, &[]),
         };
         let bytes = operation.held();
-        let token = self.next_token;
-        self.next_token += 1;
+        let token = self.new_token();
         self.in_flight_bytes += bytes;
         let request = InFlight {
             chain,
             orphan: false,
             bytes,
+            changes: operation.changes(),
         };
         self.in_flight.insert(token, request);
-        self.ring.push(token, operation);
+        self.push_marked(token, operation);
         Ok(())
+    }
+
+    fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
     }
 
     /// Answers what the disk has finished. Returns how much that was.
@@ -262,8 +277,9 @@ impl Block {
             if let Err(error) = &outcome {
                 tracing::warn!(device = self.name, %error, "disk request failed");
             }
-            // No guest asked for the flush of a resumed device.
+            // No guest asked for the flush of a resumed device, or for what the mirror does.
             let Some(request) = self.in_flight.remove(&token) else {
+                self.mirror_step_done(token, outcome.map(drop));
                 continue;
             };
             count += 1;
@@ -284,6 +300,9 @@ impl Block {
                 self.record(operation, &outcome);
             }
         }
+        if count > 0 {
+            self.mirrored.stamp();
+        }
         result?;
         if count > 0 && transport.is_active() {
             transport.interrupt_used(QUEUE)?;
@@ -303,7 +322,10 @@ impl Block {
                 let unmap = how != Zeroing::Keep;
                 (offset, DiskData::Zeroes { len, unmap })
             }
-            Operation::Read { .. } | Operation::Zero { .. } | Operation::Flush => return,
+            Operation::Read { .. }
+            | Operation::Zero { .. }
+            | Operation::Flush
+            | Operation::Record { .. } => return,
         };
         self.recorded_bytes += match (&data, outcome) {
             (DiskData::Bytes(bytes), _) => bytes.len(),
@@ -418,6 +440,12 @@ impl Backend for Block {
 
     fn reset(&mut self) {
         self.reissue.clear();
+        // What has not begun need not be done for a guest that is gone.
+        for token in self.mirrored.forget_waiting() {
+            if let Some(request) = self.in_flight.remove(&token) {
+                self.in_flight_bytes -= request.bytes;
+            }
+        }
         for request in self.in_flight.values_mut() {
             request.orphan = true;
         }
@@ -436,6 +464,8 @@ impl Backend for Block {
             next_token: _,
             in_flight_bytes: _,
             kick: _,
+            // Of this host's disk.
+            mirrored: _,
             // Shipped with the epoch, not with the state.
             recording: _,
             recorded: _,
@@ -473,8 +503,7 @@ impl Backend for Block {
     fn resume(&mut self, transport: &mut Transport) -> Result<(), Broken> {
         if !self.ring.image().read_only() {
             // What the guest's flushes made durable on its twin was only written here.
-            let token = self.next_token;
-            self.next_token += 1;
+            let token = self.new_token();
             self.ring.push(token, Operation::Flush);
             self.ring.submit();
         }
@@ -498,42 +527,22 @@ impl Backend for Block {
     }
 
     fn apply_disk_writes(&mut self, writes: &[DiskWrite]) -> io::Result<()> {
-        for write in writes.iter().filter(|write| write.disk == self.disk) {
-            let image = self.ring.image();
-            let written = match &write.data {
-                DiskData::Bytes(bytes) => image.write_at(write.offset, bytes),
-                DiskData::Zeroes { len, unmap } => image.zero_at(write.offset, *len, *unmap),
-            };
-            written.map_err(|error| image.name_in(error))?;
-        }
-        Ok(())
+        let disk = self.disk;
+        self.repeat(writes.iter().filter(|write| write.disk == disk))
     }
 
     fn next_disk_contents(&self, from: u64, limit: usize) -> io::Result<Option<DiskWrite>> {
-        let image = self.ring.image();
-        if image.read_only() {
-            return Ok(None);
-        }
-        let found = image.next_contents(from, limit);
-        let found = found.map_err(|error| image.name_in(error))?;
+        let found = self.next_to_copy(from, limit);
+        let found = found.map_err(|error| self.ring.image().name_in(error))?;
         Ok(found.map(|(offset, data)| DiskWrite {
             disk: self.disk,
             offset,
-            data: DiskData::Bytes(data.into()),
+            data,
         }))
     }
 
-    fn clear_disk(&mut self) -> io::Result<()> {
-        let image = self.ring.image();
-        match image.read_only() {
-            true => Ok(()),
-            false => image.clear().map_err(|error| image.name_in(error)),
-        }
-    }
-
-    fn copy_mark(&self) -> Option<Arc<CopyMark>> {
-        let image = self.ring.image();
-        (!image.read_only()).then(|| Arc::clone(image.copy_mark()))
+    fn disk(&mut self) -> Option<&mut Block> {
+        (!self.ring.image().read_only()).then_some(self)
     }
 }
 

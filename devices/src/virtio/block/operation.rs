@@ -1,6 +1,8 @@
 //! What is done on a disk, step by step.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
@@ -31,6 +33,12 @@ pub(super) enum Operation {
         durable: bool,
     },
     Flush,
+    /// A durable write to another file than the image.
+    Record {
+        file: Arc<File>,
+        offset: u64,
+        bytes: Arc<[u8]>,
+    },
 }
 
 /// How a range is made zero.
@@ -55,11 +63,21 @@ pub(super) enum Effect {
 }
 
 impl Operation {
+    /// The range of the image that it changes.
+    pub(super) fn changes(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Write { offset, data, .. } => Some((*offset, data.len() as u64)),
+            Self::Zero { offset, len, .. } => Some((*offset, *len)),
+            Self::Read { .. } | Self::Flush | Self::Record { .. } => None,
+        }
+    }
+
     /// Bytes of memory that it holds.
     pub(super) fn held(&self) -> usize {
         match self {
             Self::Read { data, .. } => data.len(),
             Self::Write { data, .. } => data.len(),
+            Self::Record { bytes, .. } => bytes.len(),
             Self::Zero { .. } | Self::Flush => 0,
         }
     }
@@ -152,6 +170,21 @@ impl Slot {
                 }
             }
             Operation::Flush => sync(file),
+            Operation::Record {
+                file,
+                offset,
+                bytes,
+            } => {
+                let rest = &bytes[done as usize..];
+                opcode::Write::new(
+                    types::Fd(file.as_raw_fd()),
+                    rest.as_ptr(),
+                    rest.len() as u32,
+                )
+                .offset(*offset + done)
+                .rw_flags(libc::RWF_DSYNC)
+                .build()
+            }
         }
     }
 

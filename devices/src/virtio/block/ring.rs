@@ -30,6 +30,8 @@ pub(super) struct DiskRing {
     image: DiskImage,
     event: EventFd,
     slots: BTreeMap<u64, Slot>,
+    /// Finished, and not asked for yet.
+    waited_for: Vec<Finished>,
 }
 
 impl DiskRing {
@@ -42,6 +44,7 @@ impl DiskRing {
             image,
             event,
             slots: BTreeMap::new(),
+            waited_for: Vec::new(),
         })
     }
 
@@ -66,7 +69,25 @@ impl DiskRing {
 
     /// True when [`Self::finished`] has something to give.
     pub(super) fn has_finished(&mut self) -> bool {
-        !self.ring.completion().is_empty()
+        !self.waited_for.is_empty() || !self.ring.completion().is_empty()
+    }
+
+    /// Waits until nothing is under way. [`Self::finished`] gives what has finished meanwhile.
+    pub(super) fn wait_until_idle(&mut self) -> io::Result<()> {
+        while !self.slots.is_empty() {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {
+                    let finished = self.take_finished();
+                    self.waited_for.extend(finished);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.waited_for.is_empty() {
+            let _ = self.event.write(1);
+        }
+        Ok(())
     }
 
     /// Starts what was queued.
@@ -88,6 +109,12 @@ impl DiskRing {
     /// Takes what has finished. Also starts again what the kernel cut short.
     pub(super) fn finished(&mut self) -> Vec<Finished> {
         let _ = self.event.read();
+        let mut finished = std::mem::take(&mut self.waited_for);
+        finished.extend(self.take_finished());
+        finished
+    }
+
+    fn take_finished(&mut self) -> Vec<Finished> {
         let mut finished = Vec::new();
         let mut again = Vec::new();
         let completions: Vec<(u64, i32)> = self
@@ -139,16 +166,10 @@ impl DiskRing {
 
 impl Drop for DiskRing {
     fn drop(&mut self) {
-        while !self.slots.is_empty() {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => drop(self.finished()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    // The kernel may still write to the buffers: never free them.
-                    tracing::error!(%error, "disk operations can't be waited for");
-                    std::mem::forget(std::mem::take(&mut self.slots));
-                }
-            }
+        if let Err(error) = self.wait_until_idle() {
+            // The kernel may still write to the buffers: never free them.
+            tracing::error!(%error, "disk operations can't be waited for");
+            std::mem::forget(std::mem::take(&mut self.slots));
         }
     }
 }

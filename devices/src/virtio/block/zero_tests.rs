@@ -238,7 +238,12 @@ fn a_block_device_is_a_disk_as_well() {
     assert_eq!(disk.contents()[..1 << 20], expected);
     let writes = disk.driver.device().take_disk_writes();
     assert_eq!(writes.len(), 4);
-    disk.driver.device().clear_disk().unwrap();
+    disk.driver
+        .device()
+        .disk()
+        .unwrap()
+        .begin_copy(None)
+        .unwrap();
     assert!(disk.contents().iter().all(|&byte| byte == 0));
     disk.driver.device().apply_disk_writes(&writes).unwrap();
     assert_eq!(disk.contents()[..1 << 20], expected);

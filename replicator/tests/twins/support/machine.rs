@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use evertwin_replicator::machine::{
-    Capture, DiskData, DiskPosition, DiskWrite, Identity, InboundFrame, Machine, MachineError,
-    MemoryRegion, PAGE_SIZE,
+    Capture, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk, Identity,
+    InboundFrame, Machine, MachineError, MemoryRegion, PAGE_SIZE,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -31,6 +31,7 @@ pub(crate) struct Handle {
     switched: Arc<OwnedFd>,
     exited: Arc<OwnedFd>,
     inbound: Arc<OwnedFd>,
+    reached: Arc<OwnedFd>,
 }
 
 pub(crate) struct Inner {
@@ -63,6 +64,11 @@ pub(crate) struct Inner {
     pub again: Vec<InboundFrame>,
     /// Frames for a guest that was handed over are no longer passed on.
     pub forwarded: bool,
+    /// What its disk was told to know, oldest first.
+    pub points: Vec<u128>,
+    reached: Option<u128>,
+    /// What its standby said of its disks.
+    pub told: Option<Vec<HeldDisk>>,
 }
 
 impl FakeVm {
@@ -113,11 +119,15 @@ impl FakeVm {
                 again: Vec::new(),
                 forwarded: false,
                 failure: None,
+                points: Vec::new(),
+                reached: None,
+                told: None,
             })),
             waiting: event(),
             switched: event(),
             exited: event(),
             inbound: event(),
+            reached: event(),
         })
     }
 
@@ -364,9 +374,54 @@ impl Machine for FakeVm {
         Ok(more.then_some(next))
     }
 
-    fn clear_disks(&mut self) -> Result<(), MachineError> {
+    fn held_disks(&mut self, _runs: usize) -> Vec<HeldDisk> {
+        vec![HeldDisk {
+            points: self.0.lock().points.clone(),
+            ..HeldDisk::default()
+        }]
+    }
+
+    fn disks(&self) -> usize {
+        1
+    }
+
+    fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
+        let mut inner = self.0.lock();
+        inner.told = held.map(<[HeldDisk]>::to_vec);
+        DiskPlan::default()
+    }
+
+    fn begin_copies(&mut self, _copies: &[DiskCopy]) -> Result<(), MachineError> {
         self.0.lock().disk.fill(0);
         Ok(())
+    }
+
+    fn wants_point(&self) -> bool {
+        true
+    }
+
+    fn begin_point(&mut self, _point: u128) -> Vec<u128> {
+        self.0.lock().points.clone()
+    }
+
+    fn follow_point(&mut self, point: u128, keep: &[u128]) {
+        let mut inner = self.0.lock();
+        inner.points.retain(|known| keep.contains(known));
+        inner.points.push(point);
+        inner.reached = Some(point);
+        rustix::io::write(&*self.0.reached, &1u64.to_ne_bytes()).expect("an eventfd");
+    }
+
+    fn take_reached_point(&mut self) -> Option<u128> {
+        self.0.lock().reached.take()
+    }
+
+    fn point_reached(&self) -> RawFd {
+        self.0.reached.as_raw_fd()
+    }
+
+    fn confirm_point(&mut self, point: u128) {
+        self.0.lock().points = vec![point];
     }
 
     fn write_disks(&mut self, writes: &[DiskWrite]) -> Result<(), MachineError> {

@@ -1,0 +1,207 @@
+//! Copies of disks, and points at which both twins' disks hold the same (PROTOCOL.md §4.4).
+
+use std::time::{Duration, Instant};
+
+use evertwin_protocol::Role;
+use rustix::rand::{GetRandomFlags, getrandom};
+use tracing::{info, warn};
+
+use super::Driver;
+use super::frames::Trouble;
+use crate::config::Error;
+use crate::crash::crash_point;
+use crate::machine::DiskPlan;
+use crate::wire::{Header, Kind, MIRROR, VERSION, WireError, mirror};
+
+/// Time from one point to the next. Each makes both hosts flush their disks once.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What is under way between the twins' disks.
+pub(super) struct Disks {
+    /// Primary: the standby is to say what it holds, before anything is copied.
+    pub(super) awaits_held: bool,
+    /// Standby: the primary is to say how it copies.
+    pub(super) awaits_copies: bool,
+    /// Primary: the point that the standby was told, and the epoch that it begins with.
+    point: Option<NewPoint>,
+    next: Instant,
+    /// The operator knows that a later copy need not be a full one.
+    said: bool,
+}
+
+struct NewPoint {
+    point: u128,
+    epoch: u64,
+    keep: Vec<u128>,
+    told: bool,
+}
+
+impl Disks {
+    pub(super) fn new() -> Self {
+        Self {
+            awaits_held: false,
+            awaits_copies: false,
+            point: None,
+            next: Instant::now(),
+            said: false,
+        }
+    }
+
+    /// The link is gone, and with it what was asked and told.
+    pub(super) fn forget(&mut self) {
+        *self = Self::new();
+    }
+}
+
+impl Driver<'_> {
+    fn peer_mirrors(&self) -> bool {
+        self.peer_version.min(VERSION) >= MIRROR
+    }
+
+    /// Primary: a sync begins. Its disks come first, and of them only what the standby lacks.
+    pub(super) fn ask_for_held(&mut self) {
+        self.disks.forget();
+        if self.peer_mirrors() {
+            self.disks.awaits_held = true;
+        } else {
+            let plan = self.machine.plan_copies(None);
+            self.copy_disks(&plan);
+        }
+    }
+
+    fn copy_disks(&mut self, plan: &DiskPlan) {
+        if let Some(round) = &mut self.sync {
+            round.set_disks(plan.bytes);
+        }
+    }
+
+    /// Standby: a sync begins.
+    pub(super) fn tell_held(&mut self) -> Result<(), Error> {
+        self.disks.forget();
+        if !self.peer_mirrors() {
+            self.machine.begin_copies(&[])?;
+            crash_point("fill::cleared");
+            return Ok(());
+        }
+        let runs = mirror::runs_per_disk(self.machine.disks());
+        let held = self.machine.held_disks(runs);
+        self.queue(mirror::held_frame(self.twin.generation(), &held));
+        self.disks.awaits_copies = true;
+        Ok(())
+    }
+
+    /// A frame about disks.
+    pub(super) fn take_disk_frame(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<(), Trouble> {
+        let kind = header.kind;
+        let role = self.twin.role();
+        // What a standby says of a point may be behind an exchange of roles.
+        if kind != Kind::PointReached && header.generation != self.twin.generation() {
+            return Err(WireError::OutOfPlace(kind).into());
+        }
+        let malformed = WireError::Malformed(kind);
+        match (kind, role) {
+            (Kind::DiskHeld, Role::Syncing) if self.disks.awaits_held => {
+                let held = mirror::held(payload).ok_or(malformed)?;
+                self.disks.awaits_held = false;
+                let plan = self.machine.plan_copies(Some(&held));
+                self.copy_disks(&plan);
+                self.queue(mirror::copies_frame(header.generation, &plan.copies));
+            }
+            (Kind::DiskCopies, Role::Filling) if self.disks.awaits_copies => {
+                let copies = mirror::copies(payload).ok_or(malformed)?;
+                self.disks.awaits_copies = false;
+                let begun = self.machine.begin_copies(&copies);
+                begun.map_err(|error| Trouble::Fatal(error.into()))?;
+                crash_point("fill::cleared");
+            }
+            (Kind::DiskPoint, Role::Filling | Role::Synced) => {
+                let (point, keep) = mirror::point(payload).ok_or(malformed)?;
+                // It names an epoch that this twin has applied just now.
+                if header.epoch == self.last_epoch {
+                    self.machine.follow_point(point, &keep);
+                }
+            }
+            // Late, or of a link that broke meanwhile: then another point follows.
+            (Kind::PointReached, _) => {
+                let point = mirror::reached(payload).ok_or(malformed)?;
+                if self
+                    .disks
+                    .point
+                    .take_if(|new| new.point == point && new.told)
+                    .is_some()
+                {
+                    self.disks.next = Instant::now() + INTERVAL;
+                    self.machine.confirm_point(point);
+                }
+            }
+            (kind, _) => return Err(WireError::OutOfPlace(kind).into()),
+        }
+        Ok(())
+    }
+
+    /// Primary: an epoch is about to be captured, and may begin a point.
+    pub(super) fn begin_point(&mut self, epoch: u64) {
+        let due = self.peer_mirrors()
+            && self.disks.point.is_none()
+            && self.disks.next <= Instant::now()
+            && self.machine.wants_point();
+        if !due {
+            return;
+        }
+        let mut bytes = [0; 16];
+        if let Err(error) = getrandom(&mut bytes, GetRandomFlags::empty()) {
+            self.disks.next = Instant::now() + INTERVAL;
+            return warn!(%error, "no name for a point of the disks");
+        }
+        let point = u128::from_le_bytes(bytes);
+        self.disks.point = Some(NewPoint {
+            point,
+            epoch,
+            keep: self.machine.begin_point(point),
+            told: false,
+        });
+    }
+
+    /// Primary: an epoch is on its way. If it begins a point, the standby is told behind it.
+    pub(super) fn tell_point(&mut self, generation: u64, epoch: u64) {
+        let new = self.disks.point.as_mut();
+        let (Some(new), Some(link)) = (new, &mut self.network.link) else {
+            return;
+        };
+        if new.epoch == epoch && !new.told {
+            new.told = true;
+            link.queue_bulk(mirror::point_frame(generation, epoch, new.point, &new.keep));
+            self.crash_point_sent("point::told");
+        }
+    }
+
+    /// The guest is here now: its disks have other things to do first.
+    pub(super) fn delay_points(&mut self) {
+        self.disks.forget();
+        self.disks.next += INTERVAL;
+    }
+
+    /// Primary: the capture failed. A point begins with another epoch.
+    pub(super) fn forget_point(&mut self) {
+        self.disks.point = None;
+    }
+
+    /// A point may be durable here.
+    pub(super) fn tell_reached(&mut self) {
+        let Some(point) = self.machine.take_reached_point() else {
+            return;
+        };
+        if self.runs_guest() {
+            if !std::mem::replace(&mut self.disks.said, true) {
+                info!("both disks know a point: a later copy needs only what changes from here on");
+            }
+        } else if self.twin.role() == Role::Synced && self.peer_mirrors() {
+            crash_point("point::reached");
+            self.queue(mirror::reached_frame(self.twin.generation(), point));
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A disk that was a copy becomes one again by what has changed since, if that is known, and else as a whole (I10).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use evertwin::lab::client::LoadOptions;
+use evertwin::lab::pair::PairConfig;
+use evertwin::lab::topology::Node;
+use evertwin_tests::lab::STEP;
+use evertwin_tests::stage::{Stage, demand_clean, wait_for_more};
+
+/// Behind what the guest writes, and no part of a delta copy.
+const BULK: std::ops::Range<u64> = 32 << 20..48 << 20;
+/// Delta copies in these tests are smaller, full ones larger.
+const SMALL: u64 = 12 << 20;
+
+fn image(node: Node) -> String {
+    format!("disk-{}.img", node.name())
+}
+
+/// A protected pair whose disks have a point in common that is durable on both.
+fn with_a_point() -> Stage {
+    let mut stage = Stage::new(&PairConfig {
+        memory: "64M".to_owned(),
+        ..PairConfig::default()
+    });
+    let disk = File::options()
+        .write(true)
+        .open(stage.lab.path(&image(Node::A)))
+        .unwrap();
+    let bulk = vec![0x5a; (BULK.end - BULK.start) as usize];
+    disk.write_all_at(&bulk, BULK.start).unwrap();
+    stage.protect();
+    assert_eq!(copy_by(&mut stage, Node::A).0, "full");
+    stage.wait_for(
+        Node::A,
+        "both disks know a point: a later copy needs only what changes from here on",
+    );
+    stage
+}
+
+/// How the last copy from this twin went: its kind, its bytes, and why.
+fn copy_by(stage: &mut Stage, from: Node) -> (String, u64, Option<String>) {
+    stage.wait_for(from, "disk copy");
+    let lines = stage.twin(from).log().lines();
+    let copies = lines.iter().rev();
+    let mut copies = copies.filter(|line| line.message().as_deref() == Some("disk copy"));
+    let copy = copies.next().unwrap();
+    let text = |name| Some(copy.field(name)?.as_str()?.to_owned());
+    let bytes = copy.field("bytes").unwrap().as_u64().unwrap();
+    (text("copy").unwrap(), bytes, text("why"))
+}
+
+/// Both images, block by block, once the guest is quiet and the last epoch is applied.
+fn assert_same_disks(stage: &Stage) {
+    let read = |node| std::fs::read(stage.lab.path(&image(node))).unwrap();
+    let until = Instant::now() + STEP;
+    loop {
+        let (a, b) = (read(Node::A), read(Node::B));
+        let mut blocks = a.chunks(4096).zip(b.chunks(4096));
+        let Some(block) = blocks.position(|(a, b)| a != b) else {
+            assert_eq!(a.len(), b.len());
+            return;
+        };
+        assert!(Instant::now() < until, "4 KiB block {block} differs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Writes through the guest until so many more are acknowledged.
+fn write(stage: &Stage, more: u64) {
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, more);
+    demand_clean(load);
+}
+
+/// One that somebody else writes, long after its twin did.
+fn change(image: &Path) {
+    let file = File::options().write(true).open(image).unwrap();
+    file.write_all_at(&[0xee; 4096], BULK.start + 4096).unwrap();
+}
+
+#[test]
+fn a_returning_standby_gets_what_has_changed() {
+    let mut stage = with_a_point();
+    write(&stage, 100);
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "solo");
+    write(&stage, 500);
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    let (copy, bytes, _) = copy_by(&mut stage, Node::A);
+    assert!(copy == "delta" && bytes <= SMALL, "{copy} {bytes}");
+    write(&stage, 100);
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn what_a_primary_wrote_alone_outlives_its_process() {
+    let mut stage = with_a_point();
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "solo");
+    write(&stage, 500);
+    stage.twin(Node::A).kill();
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for(Node::A, "solo");
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    let (copy, bytes, _) = copy_by(&mut stage, Node::A);
+    assert!(copy == "delta" && bytes <= SMALL, "{copy} {bytes}");
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn an_old_primary_is_undone_and_brought_up() {
+    let mut stage = with_a_point();
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 200);
+    // What it wrote in epochs that never committed is on its disk.
+    stage.twin(Node::A).kill();
+    stage.wait_for(Node::B, "promoted");
+    wait_for_more(&load, 300);
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for(Node::A, "standby ready");
+    let (copy, bytes, _) = copy_by(&mut stage, Node::B);
+    assert!(copy == "delta" && bytes <= SMALL, "{copy} {bytes}");
+    wait_for_more(&load, 100);
+    // And back, with what both have written since.
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "promoted");
+    wait_for_more(&load, 100);
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    assert_eq!(copy_by(&mut stage, Node::A).0, "delta");
+    wait_for_more(&load, 100);
+    demand_clean(load);
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn an_unfinished_delta_copy_is_begun_again() {
+    let mut stage = with_a_point();
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "solo");
+    write(&stage, 300);
+    for _ in 0..3 {
+        stage.pair.start(Node::B).unwrap();
+        stage.wait_for(Node::B, "disk becomes a copy");
+        stage.twin(Node::B).kill();
+        write(&stage, 50);
+    }
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    assert_eq!(copy_by(&mut stage, Node::A).0, "delta");
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn a_disk_that_somebody_else_changed_is_copied_whole() {
+    let mut stage = with_a_point();
+    stage.twin(Node::B).terminate();
+    stage.twin(Node::B).wait_for_exit(STEP).unwrap();
+    change(&stage.lab.path(&image(Node::B)));
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    let (copy, bytes, why) = copy_by(&mut stage, Node::A);
+    let why = why.unwrap();
+    assert!(copy == "full" && bytes > SMALL, "{copy} {bytes}");
+    assert!(why.contains("changed since it was put down"), "{why}");
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn a_disk_whose_record_is_gone_is_copied_whole() {
+    let mut stage = with_a_point();
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "solo");
+    let image = stage.lab.path(&image(Node::B));
+    std::fs::remove_file(image.with_extension("img.mirror")).unwrap();
+    change(&image);
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    let (copy, _, why) = copy_by(&mut stage, Node::A);
+    let why = why.unwrap();
+    assert!(copy == "full" && why.contains("nothing is known"), "{why}");
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn a_guest_that_ran_alone_on_its_disk_leaves_nothing_to_trust() {
+    let mut stage = with_a_point();
+    stage.twin(Node::B).kill();
+    let alone = [
+        "run",
+        "--kernel",
+        "pico",
+        "--cmdline",
+        "workload=disk rounds=1",
+        "--disk",
+        "path=disk-b.img",
+    ];
+    let (status, log) = stage.lab.evertwin_to_end("alone", &alone);
+    assert!(status.success(), "{status}: {log:?}");
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "standby ready");
+    assert_eq!(copy_by(&mut stage, Node::A).0, "full");
+    assert_same_disks(&stage);
+}

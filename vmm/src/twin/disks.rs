@@ -1,0 +1,201 @@
+//! Disks that have a copy at the twin: what is copied, and points at which both hold the same (I10).
+
+use evertwin_devices::virtio::Device;
+use evertwin_devices::virtio::block::{Block, BlockSet, Held, Point};
+use evertwin_replicator::machine::{DiskCopy, DiskPlan, HeldDisk, MachineError};
+
+use super::{Machine, lock};
+
+/// What is under way with the disks of one twin.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    /// Standby: the disks are being made copies, of which some are not whole yet.
+    copying: bool,
+    /// Primary: the point that begins with the next capture, and older ones that are of use.
+    due: Option<(Point, Vec<Point>)>,
+    /// The point that is being made durable.
+    followed: Option<Point>,
+}
+
+/// What both twins' words for it are.
+fn ids(points: &[Point]) -> Vec<u128> {
+    points.iter().map(|point| point.0).collect()
+}
+
+/// Calls for each writable disk.
+fn each(machine: &Machine, mut with: impl FnMut(&mut Block)) {
+    for device in machine.devices() {
+        if let Some(disk) = lock(device).disk() {
+            with(disk);
+        }
+    }
+}
+
+/// Number of writable disks.
+pub(super) fn count(machine: &Machine) -> usize {
+    let mut count = 0;
+    each(machine, |_| count += 1);
+    count
+}
+
+/// What the disks hold, each in so many runs of blocks at most.
+pub(super) fn held(machine: &Machine, runs: usize) -> Vec<HeldDisk> {
+    let mut all = Vec::new();
+    each(machine, |disk| {
+        let Held {
+            points,
+            changed,
+            distrust,
+        } = disk.held();
+        all.push(HeldDisk {
+            disk: disk.number(),
+            points: ids(&points),
+            changed: changed.runs(runs),
+            distrust: distrust.map(|why| why.to_string()),
+        });
+    });
+    all
+}
+
+/// Decides how each disk is copied, and says so.
+pub(super) fn plan(machine: &Machine, held: Option<&[HeldDisk]>) -> DiskPlan {
+    let mut all = DiskPlan::default();
+    each(machine, |disk| {
+        let number = disk.number();
+        let theirs = held.and_then(|held| held.iter().find(|held| held.disk == number));
+        let why_theirs = theirs.and_then(|held| held.distrust.clone());
+        let theirs = theirs.map(|held| {
+            let mut changed = BlockSet::default();
+            held.changed
+                .iter()
+                .for_each(|run| changed.insert(run.clone()));
+            Held {
+                points: held.points.iter().map(|point| Point(*point)).collect(),
+                changed,
+                distrust: None,
+            }
+        });
+        let plan = disk.plan_copy(theirs.as_ref());
+        let bytes = plan.bytes;
+        match (plan.from, plan.why, why_theirs) {
+            (Some(_), _, _) => tracing::info!(disk = number, copy = "delta", bytes, "disk copy"),
+            (None, why, theirs) => {
+                let theirs = theirs.map(|why| format!("at the peer: {why}"));
+                let why = [theirs, why]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join("; ");
+                tracing::info!(disk = number, copy = "full", bytes, why, "disk copy");
+            }
+        }
+        all.bytes += bytes;
+        all.copies.push(DiskCopy {
+            disk: number,
+            from: plan.from.map(|point| point.0),
+        });
+    });
+    all
+}
+
+/// Whether a new point would save a later copy anything.
+pub(super) fn wants_point(machine: &Machine) -> bool {
+    let mut wants = false;
+    each(machine, |disk| wants |= disk.wants_point());
+    wants
+}
+
+impl Disks {
+    /// Standby: its disks become copies.
+    pub(super) fn begin_copies(
+        &mut self,
+        machine: &Machine,
+        copies: &[DiskCopy],
+    ) -> Result<(), MachineError> {
+        self.copying = true;
+        self.followed = None;
+        let mut result = Ok(());
+        each(machine, |disk| {
+            let number = disk.number();
+            let copy = copies.iter().find(|copy| copy.disk == number);
+            let from = copy.and_then(|copy| copy.from).map(Point);
+            if result.is_ok() {
+                let copy = if from.is_some() { "delta" } else { "full" };
+                result = disk.begin_copy(from);
+                tracing::info!(disk = number, copy, "disk becomes a copy");
+            }
+        });
+        result.map_err(|error| {
+            MachineError::new(format!(
+                "a disk can't be made a copy of the peer's: {error}"
+            ))
+        })
+    }
+
+    /// Standby: an epoch was applied. The first one makes copies whole.
+    pub(super) fn applied(&mut self, machine: &Machine) {
+        if std::mem::take(&mut self.copying) {
+            machine.finish_copies();
+        }
+    }
+
+    /// Primary: the next capture begins this point. Returns what is durable on all disks.
+    pub(super) fn point_is_due(&mut self, machine: &Machine, point: u128) -> Vec<u128> {
+        let mut keep: Vec<Point> = Vec::new();
+        each(machine, |disk| {
+            let points = disk.durable_points().unwrap_or_default();
+            keep.extend(
+                points
+                    .into_iter()
+                    .filter(|point| !keep.contains(point))
+                    .collect::<Vec<_>>(),
+            );
+        });
+        let ids = ids(&keep);
+        self.due = Some((Point(point), keep));
+        ids
+    }
+
+    /// Primary: this device is at the end of its epoch.
+    pub(super) fn begin_point(&self, device: &mut dyn Device) {
+        if let (Some((point, keep)), Some(disk)) = (&self.due, device.disk()) {
+            disk.begin_point(*point, keep);
+        }
+    }
+
+    /// Primary: all of them were.
+    pub(super) fn point_begun(&mut self) {
+        self.due = None;
+    }
+
+    /// Standby: the epoch applied last is this point.
+    pub(super) fn follow_point(&mut self, machine: &Machine, point: u128, keep: &[u128]) {
+        let keep: Vec<_> = keep.iter().copied().map(Point).collect();
+        let point = Point(point);
+        self.followed = Some(point);
+        each(machine, |disk| {
+            disk.begin_point(point, &keep);
+            disk.settle_point(point, false);
+        });
+    }
+
+    /// Primary: the twin has made a point durable.
+    pub(super) fn confirm_point(&mut self, machine: &Machine, point: u128) {
+        let point = Point(point);
+        self.followed = Some(point);
+        each(machine, |disk| disk.settle_point(point, true));
+    }
+
+    /// The point that was followed or confirmed, if it is durable on all disks.
+    pub(super) fn take_reached(&mut self, machine: &Machine) -> Option<u128> {
+        let mut reached = true;
+        each(machine, |disk| {
+            disk.take_reached_point();
+            let durable = disk.durable_points();
+            // One without a record is always copied in full.
+            reached &=
+                durable.is_none_or(|points| self.followed.is_some_and(|one| points.contains(&one)));
+        });
+        self.followed.take_if(|_| reached).map(|point| point.0)
+    }
+}
