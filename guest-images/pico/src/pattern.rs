@@ -68,9 +68,27 @@ pub fn block_matches(bytes: &[u8], block: u64, round: u64) -> bool {
         .all(|(chunk, i)| chunk == &mix(seed ^ i).to_le_bytes()[..chunk.len()])
 }
 
+/// The `writes` blocks that a round of the workload `bursts` writes, of `blocks`.
+pub fn blocks_of_round(round: u64, writes: u64, blocks: u64) -> impl Iterator<Item = u64> {
+    let first = mix(round) % blocks;
+    (0..writes).map(move |i| (first + i) % blocks)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_round_goes_round_the_end() {
+        for round in 0..100 {
+            let written: Vec<u64> = blocks_of_round(round, 3, 5).collect();
+            assert_eq!(written[0], mix(round) % 5);
+            assert_eq!(
+                [written[1], written[2]],
+                [(written[0] + 1) % 5, (written[0] + 2) % 5]
+            );
+        }
+    }
 
     #[test]
     fn blocks_of_other_numbers_or_rounds_do_not_match() {

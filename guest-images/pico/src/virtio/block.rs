@@ -13,11 +13,15 @@ use crate::hardware::interrupts;
 pub(crate) const SECTOR: usize = 512;
 
 const FEATURE_FLUSH: u64 = 1 << 9;
+const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
 
 /// Request types (virtio 1.2, 5.2.6).
 const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
+const TYPE_WRITE_ZEROES: u32 = 13;
+/// The range's space may be given back (5.2.6).
+const FLAG_UNMAP: u32 = 1;
 const STATUS_OK: u8 = 0;
 /// What a status byte is before the device writes it: no status of the specification.
 const STATUS_PENDING: u8 = 0xff;
@@ -33,6 +37,8 @@ pub(crate) enum Request {
     Read(u64, Vec<u8>),
     /// Writes the buffer (whole sectors) from this sector on.
     Write(u64, Vec<u8>),
+    /// Makes so many sectors from this one on read as zeroes, and gives their space back.
+    Zero(u64, u32),
     /// Makes completed writes durable.
     Flush,
 }
@@ -62,11 +68,13 @@ pub(crate) struct BlockDevice {
     capacity: u64,
     indirect: bool,
     flush: bool,
+    zeroes: bool,
 }
 
 impl BlockDevice {
     pub(super) fn start(transport: Transport) -> Result<Self, Refusal> {
-        let features = transport.negotiate(EVENT_IDX | INDIRECT_DESC | FEATURE_FLUSH, VERSION_1)?;
+        let wanted = EVENT_IDX | INDIRECT_DESC | FEATURE_FLUSH | FEATURE_WRITE_ZEROES;
+        let features = transport.negotiate(wanted, VERSION_1)?;
         let indirect = features & INDIRECT_DESC != 0;
         let chain = if indirect { 1 } else { SEGMENTS };
         let size = SLOTS * chain.next_power_of_two();
@@ -83,6 +91,7 @@ impl BlockDevice {
         let capacity = u64::from_le_bytes(transport.config(0));
         transport.driver_ok();
         let flush = features & FEATURE_FLUSH != 0;
+        let zeroes = features & FEATURE_WRITE_ZEROES != 0;
         Ok(Self {
             transport,
             queue,
@@ -90,6 +99,7 @@ impl BlockDevice {
             capacity,
             indirect,
             flush,
+            zeroes,
         })
     }
 
@@ -107,6 +117,13 @@ impl BlockDevice {
         let (kind, sector, buffer) = match request {
             Request::Read(sector, buffer) => (TYPE_IN, sector, buffer),
             Request::Write(sector, buffer) => (TYPE_OUT, sector, buffer),
+            // Its one range is data of the request, and says where.
+            Request::Zero(sector, sectors) if self.zeroes => {
+                return self.start_request(TYPE_WRITE_ZEROES, 0, range(sector, sectors));
+            }
+            Request::Zero(sector, sectors) => {
+                (TYPE_OUT, sector, alloc::vec![0; sectors as usize * SECTOR])
+            }
             // Without the feature the device writes through (virtio 1.2, 5.2.5).
             Request::Flush if !self.flush => (TYPE_IN, 0, alloc::vec![0; SECTOR]),
             Request::Flush => (TYPE_FLUSH, 0, Vec::new()),
@@ -116,6 +133,15 @@ impl BlockDevice {
         if !buffer.len().is_multiple_of(SECTOR) || end > self.capacity {
             return Err(BlockError);
         }
+        self.start_request(kind, sector, buffer)
+    }
+
+    fn start_request(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        buffer: Vec<u8>,
+    ) -> Result<u16, BlockError> {
         let index = self
             .queue
             .take()
@@ -204,4 +230,12 @@ impl BlockDevice {
             }
         }
     }
+}
+
+/// A range that may be unmapped, as a request for zeroes has it.
+fn range(sector: u64, sectors: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(sectors.to_le_bytes());
+    bytes.extend(FLAG_UNMAP.to_le_bytes());
+    bytes
 }

@@ -14,8 +14,8 @@ use crate::virtio::Devices;
 use crate::virtio::block::{BlockDevice, Request, SECTOR};
 
 /// Bytes of a block.
-const BLOCK: usize = 4096;
-const SECTORS: u64 = (BLOCK / SECTOR) as u64;
+pub(super) const BLOCK: usize = 4096;
+pub(super) const SECTORS: u64 = (BLOCK / SECTOR) as u64;
 
 struct Tally {
     verified: u64,

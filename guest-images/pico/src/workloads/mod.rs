@@ -1,5 +1,6 @@
 //! What pico does, chosen by `workload=` on the command line.
 
+mod bursts;
 mod cpu;
 mod dirty;
 mod disk;
@@ -25,11 +26,12 @@ pub(crate) fn run(line: CommandLine<'_>) -> ! {
     match line.value("workload") {
         Some("kv") => kv::run(line, devices),
         Some("echo") => echo::run(line, start_network(line, devices)),
+        Some("bursts") => bursts::run(line, devices),
         Some("disk") => disk::run(line, devices),
         Some("dirty") => dirty::run(line),
         Some("cpu") => cpu::run(line),
         Some("idle") | None => idle(line, devices),
-        Some(other) => panic!("workload={other}: use kv, dirty, echo, cpu, disk or idle"),
+        Some(other) => panic!("workload={other}: use kv, dirty, echo, cpu, disk, bursts or idle"),
     }
 }
 
