@@ -4,7 +4,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 EVERTWIN := target/$(TRIPLE)/release/evertwin
 LAB := target/$(TRIPLE)/release/evertwin-lab
 
-.PHONY: help build test test-native test-lab sim demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage crashpoints deps clean
+.PHONY: help build test test-native test-lab sim demo demo-native demo-lab bench guest-debian lab lab-build lab-previous lint fmt sabotage lab-sabotage crashpoints disk-torture deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -74,6 +74,10 @@ crashpoints: ## kill each twin at each crash point in turn (2 min); ARGS="--poin
 	@tests/install-deps
 	$(CARGO) build --release --locked --package evertwin --features failpoints --target-dir target/sabotage
 	@$(CARGO) run --locked --package evertwin-crashpoints -- $(ARGS)
+
+disk-torture: build ## kill, freeze and cut off twins at random (15 min), both disks compared each time; ARGS="--minutes 2 --seed N" (root)
+	@tests/install-deps
+	@$(CARGO) run --release --locked --package evertwin-disk-torture -- $(ARGS)
 
 deps: ## install from Debian what the tests need and this machine lacks (root)
 	@tests/install-deps
