@@ -310,10 +310,13 @@ pub trait Machine: Send {
     fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan;
 
     /// Standby: its disks are made copies from now on, those that are not named here from nothing: they read as zeroes then.
-    ///
-    /// # Errors
-    /// When a disk fails, or does not know the point.
-    fn begin_copies(&mut self, copies: &[DiskCopy]) -> Result<(), MachineError>;
+    /// Only begins to prepare them, which may take disks their time: [`Machine::copies_begun`] has to say so before anything is
+    /// written to them.
+    fn begin_copies(&mut self, copies: &[DiskCopy]);
+
+    /// Standby: whether the disks are ready to be filled, or why they can't be. None while they are being prepared; with `wait`
+    /// that is waited for. Told once.
+    fn copies_begun(&mut self, wait: bool) -> Option<Result<(), MachineError>>;
 
     /// Primary: whether a new point would save a later copy anything.
     fn wants_point(&self) -> bool;
@@ -329,8 +332,9 @@ pub trait Machine: Send {
     /// The point that was followed or confirmed and is durable on all disks here now. Told once.
     fn take_reached_point(&mut self) -> Option<u128>;
 
-    /// An eventfd, written when there may be something for [`Machine::take_reached_point`]. The replicator polls it and reads it.
-    fn point_reached(&self) -> RawFd;
+    /// An eventfd, written when there may be something for [`Machine::take_reached_point`] or [`Machine::copies_begun`]. The
+    /// replicator polls it and reads it.
+    fn disks_changed(&self) -> RawFd;
 
     /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.
     fn confirm_point(&mut self, point: u128);

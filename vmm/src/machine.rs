@@ -91,7 +91,7 @@ pub struct Machine {
     power_button: Arc<PowerButton>,
     power_on: Option<PowerOn>,
     boots: Boots,
-    point_reached: EventFd,
+    disks_changed: EventFd,
 }
 
 impl std::fmt::Debug for Machine {

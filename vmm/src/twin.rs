@@ -386,8 +386,12 @@ impl Replicated for Twin {
         disks::plan(&self.machine, held)
     }
 
-    fn begin_copies(&mut self, copies: &[DiskCopy]) -> Result<(), MachineError> {
-        self.disks.begin_copies(&self.machine, copies)
+    fn begin_copies(&mut self, copies: &[DiskCopy]) {
+        self.disks.begin_copies(&self.machine, copies);
+    }
+
+    fn copies_begun(&mut self, wait: bool) -> Option<Result<(), MachineError>> {
+        self.disks.copies_begun(wait)
     }
 
     fn wants_point(&self) -> bool {
@@ -406,8 +410,8 @@ impl Replicated for Twin {
         self.disks.take_reached(&self.machine)
     }
 
-    fn point_reached(&self) -> RawFd {
-        self.machine.point_reached().as_raw_fd()
+    fn disks_changed(&self) -> RawFd {
+        self.machine.disks_changed().as_raw_fd()
     }
 
     fn confirm_point(&mut self, point: u128) {

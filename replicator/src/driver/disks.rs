@@ -11,22 +11,33 @@ use super::frames::Trouble;
 use crate::config::Error;
 use crate::crash::crash_point;
 use crate::machine::DiskPlan;
-use crate::wire::{Header, Kind, MIRROR, VERSION, WireError, mirror};
+use crate::wire::{Frame, Header, Kind, MIRROR, VERSION, WireError, mirror};
 
 /// Time from one point to the next. Each makes both hosts flush their disks once.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is under way between the twins' disks.
 pub(super) struct Disks {
-    /// Primary: the standby is to say what it holds, before anything is copied.
-    pub(super) awaits_held: bool,
-    /// Standby: the primary is to say how it copies.
-    pub(super) awaits_copies: bool,
+    /// Primary: what the standby is to say before anything is copied, if it has not yet.
+    awaits: Option<Awaits>,
+    /// Standby: its disks can be filled.
+    ready: bool,
     /// Primary: the point that the standby was told, and the epoch that it begins with.
     point: Option<NewPoint>,
     next: Instant,
     /// The operator knows that a later copy need not be a full one.
     said: bool,
+}
+
+/// How far twins are in agreeing on a copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaits {
+    /// What the standby's disks hold.
+    Held,
+    /// How the primary copies its disks.
+    Copies,
+    /// That the standby's disks can be filled.
+    Begun,
 }
 
 struct NewPoint {
@@ -39,12 +50,22 @@ struct NewPoint {
 impl Disks {
     pub(super) fn new() -> Self {
         Self {
-            awaits_held: false,
-            awaits_copies: false,
+            awaits: None,
+            ready: false,
             point: None,
             next: Instant::now(),
             said: false,
         }
+    }
+
+    /// Primary: nothing may be copied yet.
+    pub(super) fn awaits_standby(&self) -> bool {
+        self.awaits.is_some()
+    }
+
+    /// Standby: its disks can be filled.
+    pub(super) fn are_ready(&self) -> bool {
+        self.ready
     }
 
     /// The link is gone, and with it what was asked and told.
@@ -62,7 +83,7 @@ impl Driver<'_> {
     pub(super) fn ask_for_held(&mut self) {
         self.disks.forget();
         if self.peer_mirrors() {
-            self.disks.awaits_held = true;
+            self.disks.awaits = Some(Awaits::Held);
         } else {
             let plan = self.machine.plan_copies(None);
             self.copy_disks(&plan);
@@ -79,15 +100,33 @@ impl Driver<'_> {
     pub(super) fn tell_held(&mut self) -> Result<(), Error> {
         self.disks.forget();
         if !self.peer_mirrors() {
-            self.machine.begin_copies(&[])?;
-            crash_point("fill::cleared");
-            return Ok(());
+            self.machine.begin_copies(&[]);
+            return self.copies_begun(true).map(drop);
         }
         let runs = mirror::runs_per_disk(self.machine.disks());
         let held = self.machine.held_disks(runs);
         self.queue(mirror::held_frame(self.twin.generation(), &held));
-        self.disks.awaits_copies = true;
+        self.disks.awaits = Some(Awaits::Copies);
         Ok(())
+    }
+
+    /// Standby: its disks may be ready to be filled.
+    pub(super) fn tell_begun(&mut self) -> Result<(), Error> {
+        if self.copies_begun(false)? && self.disks.awaits == Some(Awaits::Begun) {
+            self.disks.awaits = None;
+            let frame = Frame::new(Kind::CopiesBegun, self.twin.generation(), 0, &[]);
+            self.queue(frame);
+        }
+        Ok(())
+    }
+
+    fn copies_begun(&mut self, wait: bool) -> Result<bool, Error> {
+        let begun = self.machine.copies_begun(wait).transpose()?.is_some();
+        if begun {
+            self.disks.ready = true;
+            crash_point("fill::cleared");
+        }
+        Ok(begun)
     }
 
     /// A frame about disks.
@@ -104,19 +143,21 @@ impl Driver<'_> {
         }
         let malformed = WireError::Malformed(kind);
         match (kind, role) {
-            (Kind::DiskHeld, Role::Syncing) if self.disks.awaits_held => {
+            (Kind::DiskHeld, Role::Syncing) if self.disks.awaits == Some(Awaits::Held) => {
                 let held = mirror::held(payload).ok_or(malformed)?;
-                self.disks.awaits_held = false;
+                self.disks.awaits = Some(Awaits::Begun);
                 let plan = self.machine.plan_copies(Some(&held));
                 self.copy_disks(&plan);
                 self.queue(mirror::copies_frame(header.generation, &plan.copies));
             }
-            (Kind::DiskCopies, Role::Filling) if self.disks.awaits_copies => {
+            (Kind::DiskCopies, Role::Filling) if self.disks.awaits == Some(Awaits::Copies) => {
                 let copies = mirror::copies(payload).ok_or(malformed)?;
-                self.disks.awaits_copies = false;
-                let begun = self.machine.begin_copies(&copies);
-                begun.map_err(|error| Trouble::Fatal(error.into()))?;
-                crash_point("fill::cleared");
+                self.disks.awaits = Some(Awaits::Begun);
+                self.machine.begin_copies(&copies);
+            }
+            (Kind::CopiesBegun, Role::Syncing) if self.disks.awaits == Some(Awaits::Begun) => {
+                payload.is_empty().then_some(()).ok_or(malformed)?;
+                self.disks.awaits = None;
             }
             (Kind::DiskPoint, Role::Filling | Role::Synced) => {
                 let (point, keep) = mirror::point(payload).ok_or(malformed)?;

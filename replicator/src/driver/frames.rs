@@ -126,7 +126,7 @@ impl Driver<'_> {
             }
             Kind::SyncDisk | Kind::SyncZeroes => {
                 self.expect_bulk(kind)?;
-                if self.disks.awaits_copies {
+                if !self.disks.are_ready() {
                     return Err(WireError::OutOfPlace(kind).into());
                 }
                 let write = disk_write(kind, payload).ok_or(WireError::Malformed(kind))?;
@@ -137,7 +137,11 @@ impl Driver<'_> {
                 return Ok(self.take_in(header, payload)?);
             }
             Kind::Beacon => return Ok(self.take_beacon(header, payload)?),
-            Kind::DiskHeld | Kind::DiskCopies | Kind::DiskPoint | Kind::PointReached => {
+            Kind::DiskHeld
+            | Kind::DiskCopies
+            | Kind::CopiesBegun
+            | Kind::DiskPoint
+            | Kind::PointReached => {
                 return self.take_disk_frame(header, payload);
             }
             Kind::EpochBegin

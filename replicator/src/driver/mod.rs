@@ -48,7 +48,7 @@ pub(crate) struct Driver<'a> {
     output: RawFd,
     inbound: RawFd,
     tracking: RawFd,
-    point: RawFd,
+    disks_changed: RawFd,
     /// The machine begins to track: nothing may be read before that is done.
     starts_tracking: bool,
     /// Epochs captured and not committed, oldest first.
@@ -113,7 +113,7 @@ impl<'a> Driver<'a> {
         let output = machine.output_waiting();
         let inbound = machine.inbound_waiting();
         let tracking = machine.tracking_switched();
-        let point = machine.point_reached();
+        let disks_changed = machine.disks_changed();
         let mut driver = Self {
             identity: machine.identity(),
             twin: Twin::new(core),
@@ -125,7 +125,7 @@ impl<'a> Driver<'a> {
             output,
             inbound,
             tracking,
-            point,
+            disks_changed,
             starts_tracking: false,
             shipments: VecDeque::new(),
             spare: Vec::new(),
@@ -221,7 +221,7 @@ impl<'a> Driver<'a> {
         self.ring.poll_readable(self.output, Op::Output)?;
         self.ring.poll_readable(self.inbound, Op::Inbound)?;
         self.ring.poll_readable(self.tracking, Op::Tracking)?;
-        self.ring.poll_readable(self.point, Op::Point)?;
+        self.ring.poll_readable(self.disks_changed, Op::Disks)?;
         self.ring.poll_readable(self.machine.exited(), Op::Exited)?;
         self.ring
             .poll_readable(self.config.stop.as_raw_fd(), Op::Stop)?;
@@ -266,8 +266,9 @@ impl<'a> Driver<'a> {
                 self.drain_and_poll(self.tracking, Op::Tracking)?;
                 self.tracking_started();
             }
-            Op::Point => {
-                self.drain_and_poll(self.point, Op::Point)?;
+            Op::Disks => {
+                self.drain_and_poll(self.disks_changed, Op::Disks)?;
+                self.tell_begun()?;
                 self.tell_reached();
             }
             Op::Exited => self.guest_exited()?,

@@ -163,7 +163,7 @@ impl Driver<'_> {
     /// Reads and queues as much of the round as the link takes just now.
     pub(super) fn pump_sync(&mut self) {
         self.eager = false;
-        if self.starts_tracking || self.disks.awaits_held {
+        if self.starts_tracking || self.disks.awaits_standby() {
             return;
         }
         let (Some(round), Some(link)) = (&mut self.sync, &mut self.network.link) else {

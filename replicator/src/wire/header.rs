@@ -87,10 +87,12 @@ pub enum Kind {
     DiskHeld = 21,
     /// How the disks will be copied.
     DiskCopies = 22,
+    /// The standby's disks can be filled.
+    CopiesBegun = 23,
     /// A point at which both twins' disks hold the same.
-    DiskPoint = 23,
+    DiskPoint = 24,
     /// The standby has made a point durable.
-    PointReached = 24,
+    PointReached = 25,
 }
 
 impl Kind {
@@ -99,7 +101,11 @@ impl Kind {
         match self {
             Self::HandOver | Self::TookOver => HAND_OVER,
             Self::Beacon => BEACON,
-            Self::DiskHeld | Self::DiskCopies | Self::DiskPoint | Self::PointReached => MIRROR,
+            Self::DiskHeld
+            | Self::DiskCopies
+            | Self::CopiesBegun
+            | Self::DiskPoint
+            | Self::PointReached => MIRROR,
             _ => OLDEST,
         }
     }
@@ -132,8 +138,9 @@ impl TryFrom<u16> for Kind {
             20 => Self::Beacon,
             21 => Self::DiskHeld,
             22 => Self::DiskCopies,
-            23 => Self::DiskPoint,
-            24 => Self::PointReached,
+            23 => Self::CopiesBegun,
+            24 => Self::DiskPoint,
+            25 => Self::PointReached,
             other => return Err(WireError::Kind(other)),
         })
     }

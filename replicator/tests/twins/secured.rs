@@ -59,7 +59,7 @@ fn another_node_of_the_same_ca_is_no_peer() {
         "{told}"
     );
     assert!(
-        told.contains("expects") && told.contains("127.0.0.1"),
+        told.contains("expects") && told.contains("twin at 127."),
         "{told}"
     );
 }

@@ -94,6 +94,10 @@ fn compare_in(site: &mut Site, primary: Node, pause: Said) -> Result<bool, Tortu
     loop {
         let late = pause.at.elapsed() + MARGIN > PAUSE;
         let seen = look(site, &images[0], Some(&images[1]))?;
+        if !seen.lost.is_empty() && !is_primary(site, primary) {
+            // A cut link was noticed late: what was announced meanwhile is on the other's disk.
+            return Ok(false);
+        }
         nothing_lost(primary, &seen)?;
         if seen.newest > pause.round {
             return Ok(false);

@@ -151,7 +151,7 @@ impl Machine {
             devices,
             power_on: None,
             boots: Default::default(),
-            point_reached: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            disks_changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
                 .map_err(device_error("disks' event"))?,
             config: config.clone(),
         };

@@ -53,7 +53,7 @@ impl Machine {
     /// This process can have no further descriptor.
     pub fn open_mirrors(&self, vm: &str) -> Result<(), Error> {
         for device in &self.devices {
-            let signal = self.point_reached.try_clone();
+            let signal = self.disks_changed.try_clone();
             let signal = signal.map_err(|error| Error::Device(error.to_string()))?;
             if let Some(disk) = lock(device).disk()
                 && let Err(error) = disk.open_mirror(vm, signal)
@@ -78,9 +78,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Written when a disk has made a point durable.
-    pub(crate) fn point_reached(&self) -> &EventFd {
-        &self.point_reached
+    /// Written when a disk has made a point durable, or is ready to be filled.
+    pub(crate) fn disks_changed(&self) -> &EventFd {
+        &self.disks_changed
     }
 
     /// The marks of all disks that the guest may write.

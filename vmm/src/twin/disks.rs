@@ -1,10 +1,15 @@
 //! Disks that have a copy at the twin: what is copied, and points at which both hold the same (I10).
 
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
 use evertwin_devices::virtio::Device;
 use evertwin_devices::virtio::block::{Block, BlockSet, Held, Point};
 use evertwin_replicator::machine::{DiskCopy, DiskPlan, HeldDisk, MachineError};
 
 use super::{Machine, lock};
+use crate::machine::SharedDevice;
 
 /// What is under way with the disks of one twin.
 #[derive(Debug, Default)]
@@ -13,6 +18,8 @@ pub(super) struct Disks {
     copying: bool,
     /// Primary: the point that begins with the next capture, and older ones that are of use.
     due: Option<(Point, Vec<Point>)>,
+    /// Standby: the disks are being prepared.
+    begun: Option<Receiver<io::Result<()>>>,
     /// The point that is being made durable.
     followed: Option<Point>,
 }
@@ -105,31 +112,73 @@ pub(super) fn wants_point(machine: &Machine) -> bool {
     wants
 }
 
+/// Prepares one disk for its copy.
+fn begin_copy(device: &SharedDevice, from: Option<Point>) -> io::Result<()> {
+    let Some(mark) = lock(device).disk().map(|disk| Arc::clone(disk.copy_mark())) else {
+        return Ok(());
+    };
+    // Without the device's lock, which others want meanwhile.
+    mark.begin()?;
+    if let Some(disk) = lock(device).disk() {
+        disk.begin_copy(from)?;
+        let copy = if from.is_some() { "delta" } else { "full" };
+        tracing::info!(disk = disk.number(), copy, "disk becomes a copy");
+    }
+    Ok(())
+}
+
 impl Disks {
-    /// Standby: its disks become copies.
-    pub(super) fn begin_copies(
-        &mut self,
-        machine: &Machine,
-        copies: &[DiskCopy],
-    ) -> Result<(), MachineError> {
+    /// Standby: its disks become copies. They are marked and cleared by a thread of its own.
+    pub(super) fn begin_copies(&mut self, machine: &Machine, copies: &[DiskCopy]) {
+        // What was begun for an earlier link ends first.
+        self.copies_begun(true);
         self.copying = true;
         self.followed = None;
-        let mut result = Ok(());
-        each(machine, |disk| {
-            let number = disk.number();
-            let copy = copies.iter().find(|copy| copy.disk == number);
-            let from = copy.and_then(|copy| copy.from).map(Point);
-            if result.is_ok() {
-                let copy = if from.is_some() { "delta" } else { "full" };
-                result = disk.begin_copy(from);
-                tracing::info!(disk = number, copy, "disk becomes a copy");
+        let mut begin = Vec::new();
+        for device in machine.devices() {
+            if let Some(disk) = lock(device).disk() {
+                let copy = copies.iter().find(|copy| copy.disk == disk.number());
+                let from = copy.and_then(|copy| copy.from).map(Point);
+                begin.push((Arc::clone(device), from));
             }
-        });
-        result.map_err(|error| {
+        }
+        let (tell, begun) = channel();
+        let changed = machine.disks_changed().try_clone();
+        let task = move || {
+            let result = begin
+                .iter()
+                .try_for_each(|(device, from)| begin_copy(device, *from));
+            let _ = tell.send(result);
+            if let Ok(changed) = changed {
+                let _ = changed.write(1);
+            }
+        };
+        self.begun = Some(begun);
+        let thread = std::thread::Builder::new().name("disk-copy".to_owned());
+        if let Err(error) = thread.spawn(task) {
+            tracing::error!(%error, "the disks can't be prepared for the copy");
+            let _ = machine.disks_changed().write(1);
+        }
+    }
+
+    /// Standby: whether the disks are ready to be filled.
+    pub(super) fn copies_begun(&mut self, wait: bool) -> Option<Result<(), MachineError>> {
+        let begun = self.begun.as_ref()?;
+        let result = match wait {
+            true => begun.recv().ok(),
+            false => match begun.try_recv() {
+                Err(TryRecvError::Empty) => return None,
+                result => result.ok(),
+            },
+        };
+        self.begun = None;
+        let ended = || io::Error::other("its thread has ended");
+        let result = result.unwrap_or_else(|| Err(ended()));
+        Some(result.map_err(|error| {
             MachineError::new(format!(
                 "a disk can't be made a copy of the peer's: {error}"
             ))
-        })
+        }))
     }
 
     /// Standby: an epoch was applied. The first one makes copies whole.

@@ -61,7 +61,10 @@ impl CopyMark {
     }
 
     /// Sets the mark, durably, before the image's contents go.
-    pub(super) fn begin(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn begin(&self) -> io::Result<()> {
         // Breaks I10 on purpose: nobody can tell what is a copy.
         fail::fail_point!("disk::unmarked", |_| Ok(()));
         let mut begun = self.lock();

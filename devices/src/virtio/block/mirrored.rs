@@ -120,15 +120,14 @@ impl Block {
         }
     }
 
-    /// This disk becomes a copy of the twin's from now on: it is marked as unfinished, and cleared unless only what has changed
-    /// since a point will come.
+    /// This disk, whose [mark](Self::copy_mark) is set, becomes a copy of the twin's from now on: it is cleared, unless only what
+    /// has changed since a point will come.
     ///
     /// # Errors
-    /// The mark, the record or the image can't be written, or the point is not known here.
+    /// The record or the image can't be written, or the point is not known here.
     pub fn begin_copy(&mut self, from: Option<Point>) -> io::Result<()> {
         self.ring.wait_until_idle()?;
         let image = self.ring.image();
-        image.copy_mark().begin()?;
         match (&mut self.mirrored.mirror, from) {
             (Some(mirror), from) => mirror.begin_copy(from)?,
             (None, None) => {}

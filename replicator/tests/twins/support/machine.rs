@@ -67,6 +67,7 @@ pub(crate) struct Inner {
     /// What its disk was told to know, oldest first.
     pub points: Vec<u128>,
     reached: Option<u128>,
+    begun: bool,
     /// What its standby said of its disks.
     pub told: Option<Vec<HeldDisk>>,
 }
@@ -121,6 +122,7 @@ impl FakeVm {
                 failure: None,
                 points: Vec::new(),
                 reached: None,
+                begun: false,
                 told: None,
             })),
             waiting: event(),
@@ -391,9 +393,15 @@ impl Machine for FakeVm {
         DiskPlan::default()
     }
 
-    fn begin_copies(&mut self, _copies: &[DiskCopy]) -> Result<(), MachineError> {
-        self.0.lock().disk.fill(0);
-        Ok(())
+    fn begin_copies(&mut self, _copies: &[DiskCopy]) {
+        let mut inner = self.0.lock();
+        inner.disk.fill(0);
+        inner.begun = true;
+        rustix::io::write(&*self.0.reached, &1u64.to_ne_bytes()).expect("an eventfd");
+    }
+
+    fn copies_begun(&mut self, _wait: bool) -> Option<Result<(), MachineError>> {
+        std::mem::take(&mut self.0.lock().begun).then_some(Ok(()))
     }
 
     fn wants_point(&self) -> bool {
@@ -416,7 +424,7 @@ impl Machine for FakeVm {
         self.0.lock().reached.take()
     }
 
-    fn point_reached(&self) -> RawFd {
+    fn disks_changed(&self) -> RawFd {
         self.0.reached.as_raw_fd()
     }
 

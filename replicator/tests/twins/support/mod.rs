@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -222,9 +223,14 @@ fn file(directory: &Path) -> FileArbiter {
     FileArbiter::new(directory.join("arbiter"))
 }
 
-/// An address on the loopback that nobody uses just now.
+/// An address on the loopback that nobody uses just now. Each is of a host of its own, where no connection that another test
+/// begins meanwhile is given the same port.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    static HOSTS: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let host = HOSTS.fetch_add(1, Ordering::Relaxed);
+    let host = Ipv4Addr::new(127, 64 + high % 64, low, host);
+    let listener = TcpListener::bind((host, 0)).expect("a free port");
     listener.local_addr().expect("a bound listener")
 }
 
