@@ -84,7 +84,9 @@ fn a_standby_of_this_version_takes_over_from_a_primary_of_the_last() {
 
 #[test]
 fn a_primary_of_this_version_is_protected_by_a_standby_of_the_last() {
-    let (pair, world) = (Pair::plain(), world());
+    let (mut pair, world) = (Pair::plain(), world());
+    // No heartbeats were recorded.
+    pair.timeout = PATIENCE;
     let a = pair.start("a", FakeVm::new(&world, PAGES));
     wait_for("a boots", || a.vm.running());
     let recorded = frames(STANDBY);
