@@ -332,8 +332,14 @@ pub trait Machine: Send {
     /// The point that was followed or confirmed and is durable on all disks here now. Told once.
     fn take_reached_point(&mut self) -> Option<u128>;
 
-    /// An eventfd, written when there may be something for [`Machine::take_reached_point`] or [`Machine::copies_begun`]. The
-    /// replicator polls it and reads it.
+    /// Primary: keeps failures of this host's disks from the guest, whose requests stay in flight then, or tells it of them.
+    fn withhold_failures(&mut self, on: bool);
+
+    /// Primary: a failure that was kept from the guest, told once.
+    fn take_disk_failure(&mut self) -> Option<String>;
+
+    /// An eventfd, written when there may be something for [`Machine::take_reached_point`], [`Machine::copies_begun`] or
+    /// [`Machine::take_disk_failure`]. The replicator polls it and reads it.
     fn disks_changed(&self) -> RawFd;
 
     /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.

@@ -5,10 +5,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use evertwin::lab::client::LoadOptions;
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::{Node, REPLICATION};
 use evertwin_tests::lab::{SLOW, STEP};
-use evertwin_tests::stage::Stage;
+use evertwin_tests::stage::{Stage, demand_clean, wait_for_more};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Waits until a file is there, or is not.
 fn await_file(path: &Path, there: bool) {
@@ -72,4 +75,55 @@ fn an_unfinished_copy_is_not_booted() {
     stage.twin(Node::B).kill();
     stage.wait_for(Node::A, "promoted");
     assert_eq!(stage.lab.redis(&["GET", "key"]), "kept");
+}
+
+/// A small file system, in a mount namespace of this thread's own: it goes with the test.
+fn mount_small(directory: &Path, bytes: u64) {
+    // SAFETY: NEWNS changes what this thread and its children see mounted; no descriptor table is unshared.
+    #[allow(unsafe_code)]
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).unwrap();
+    let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+    mount("tmpfs", directory, "tmpfs", MountFlags::empty(), &*size).unwrap();
+}
+
+#[test]
+fn a_full_disk_of_the_primary_is_no_matter_for_the_guest() {
+    let mut stage = Stage::new(&PairConfig {
+        memory: "64M".to_owned(),
+        ..PairConfig::default()
+    });
+    // Room for the log's beginning, and no more.
+    let [small, image]: [PathBuf; 2] = ["small", "disk-a.img"].map(|name| stage.lab.path(name));
+    std::fs::create_dir(&small).unwrap();
+    mount_small(&small, 256 << 10);
+    let disk = small.join("disk.img");
+    File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    std::fs::remove_file(&image).unwrap();
+    std::os::unix::fs::symlink(&disk, &image).unwrap();
+    stage.protect();
+    let load = stage.load(LoadOptions::default());
+    stage.wait_for(Node::A, "a disk fails here: the guest goes on at the peer");
+    stage.wait_for(Node::B, "promoted");
+    wait_for_more(&load, 300);
+    // What it is to repeat as the standby does not fit either.
+    let ended = stage.twin(Node::A).wait_for_exit(STEP).unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let said = stage.twin(Node::A).log().lines();
+    let named = said
+        .iter()
+        .any(|line| line.text.contains("disk-a.img") && line.text.contains("No space left"));
+    assert!(named, "{:?}", said.last());
+    stage.wait_for(Node::B, "solo");
+    wait_for_more(&load, 100);
+    // Once there is room, it is the standby again.
+    mount_remount(&small, MountFlags::empty(), "size=64M").unwrap();
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for(Node::A, "standby ready");
+    wait_for_more(&load, 100);
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "promoted");
+    wait_for_more(&load, 100);
+    demand_clean(load);
 }

@@ -410,6 +410,14 @@ impl Replicated for Twin {
         self.disks.take_reached(&self.machine)
     }
 
+    fn withhold_failures(&mut self, on: bool) {
+        disks::withhold_failures(&self.machine, on);
+    }
+
+    fn take_disk_failure(&mut self) -> Option<String> {
+        disks::take_failure(&self.machine)
+    }
+
     fn disks_changed(&self) -> RawFd {
         self.machine.disks_changed().as_raw_fd()
     }

@@ -132,6 +132,7 @@ impl Driver<'_> {
             Action::Report(report) => {
                 self.report(report);
                 self.settle(report);
+                self.withhold_failures(report);
             }
             Action::End(end) => self.end(end),
         }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod disks;
+mod failing;
 mod frames;
 mod inbound;
 mod missed;
@@ -64,6 +65,8 @@ pub(crate) struct Driver<'a> {
     assembly: Assembly,
     pages: PageList,
     disks: Disks,
+    /// A disk has failed here, and the guest was not told of it.
+    disk_fails: bool,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -136,6 +139,7 @@ impl<'a> Driver<'a> {
             assembly: Assembly::default(),
             pages: PageList::default(),
             disks: Disks::new(),
+            disk_fails: false,
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,
@@ -270,6 +274,7 @@ impl<'a> Driver<'a> {
                 self.drain_and_poll(self.disks_changed, Op::Disks)?;
                 self.tell_begun()?;
                 self.tell_reached();
+                self.look_for_failure();
             }
             Op::Exited => self.guest_exited()?,
             Op::Stop => self.inputs.push_back(Input::Stop),

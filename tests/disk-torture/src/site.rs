@@ -100,7 +100,10 @@ impl Site {
             self.began.elapsed().as_micros() + 1,
         );
         let file = self.directory.join("vm.toml");
-        fs::write(&file, self.config.to_toml())
+        // In one step: the other twin may be reading it.
+        let new = file.with_extension("new");
+        fs::write(&new, self.config.to_toml())
+            .and_then(|()| fs::rename(&new, &file))
             .map_err(TortureError::io(format!("writing {}", file.display())))?;
         self.pair.start(node)?;
         self.twins[node as usize] = Twin {

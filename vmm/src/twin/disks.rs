@@ -112,6 +112,20 @@ pub(super) fn wants_point(machine: &Machine) -> bool {
     wants
 }
 
+/// Keeps failures from the guest, or tells it of them.
+pub(super) fn withhold_failures(machine: &Machine, on: bool) {
+    each(machine, |disk| disk.withhold_failures(on));
+}
+
+/// A failure that was kept from the guest.
+pub(super) fn take_failure(machine: &Machine) -> Option<String> {
+    let mut failure = None;
+    each(machine, |disk| {
+        failure = failure.take().or_else(|| disk.take_failure())
+    });
+    failure
+}
+
 /// Prepares one disk for its copy.
 fn begin_copy(device: &SharedDevice, from: Option<Point>) -> io::Result<()> {
     let Some(mark) = lock(device).disk().map(|disk| Arc::clone(disk.copy_mark())) else {

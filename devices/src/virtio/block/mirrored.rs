@@ -19,7 +19,7 @@ pub(super) struct Mirrored {
     steps: BTreeMap<u64, Ticket>,
     /// What a delta copy of this disk has to read.
     delta: Option<BlockSet>,
-    /// Written when a point has become durable.
+    /// Written when a point has become durable, or a failure is withheld.
     signal: Option<EventFd>,
 }
 
@@ -43,6 +43,13 @@ impl Mirrored {
     /// Gives up requests that have not begun.
     pub(super) fn forget_waiting(&mut self) -> Vec<u64> {
         self.waiting.drain(..).map(|(token, _)| token).collect()
+    }
+
+    /// Has the twin's driver look.
+    pub(super) fn signal(&self) {
+        if let Some(signal) = &self.signal {
+            let _ = signal.write(1);
+        }
     }
 
     /// The image was written to.
@@ -210,10 +217,8 @@ impl Block {
                 false => self.mirrored.waiting.push_back((token, operation)),
             }
         }
-        if mirror.has_reached()
-            && let Some(signal) = &self.mirrored.signal
-        {
-            let _ = signal.write(1);
+        if mirror.has_reached() {
+            self.mirrored.signal();
         }
         self.take_mirror_steps();
     }

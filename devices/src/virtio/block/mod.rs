@@ -9,6 +9,7 @@ mod operation;
 mod request;
 mod ring;
 mod serial;
+mod withheld;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -31,6 +32,7 @@ use operation::{Effect, Operation, Zeroing};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, Request, Status};
 use ring::{DEPTH, DiskRing, Finished};
 pub use serial::{DiskSerial, DiskSerialError};
+use withheld::Withheld;
 
 /// Device type of a block device (virtio 1.2, 5.2.1).
 const DEVICE_ID: u32 = 2;
@@ -104,6 +106,8 @@ struct InFlight {
     bytes: usize,
     /// What it changes on the disk: offset and length.
     changes: Option<(u64, u64)>,
+    /// It was in flight at the twin, and has begun here anew.
+    reissued: bool,
 }
 
 /// A block device.
@@ -123,6 +127,8 @@ pub struct Block {
     kick: Option<EventFd>,
     /// What is known of the twin's copy.
     mirrored: Mirrored,
+    /// Failures that the guest is not told of.
+    withheld: Withheld,
 }
 
 impl Block {
@@ -152,6 +158,7 @@ impl Block {
             recorded_bytes: 0,
             kick: None,
             mirrored: Mirrored::default(),
+            withheld: Withheld::default(),
         })
     }
 
@@ -202,12 +209,13 @@ impl Block {
                 return Ok(());
             }
             budget -= 1;
-            let next = match self.reissue.pop_front() {
+            let again = self.reissue.pop_front();
+            let next = match again {
                 Some(head) => Some(transport.chain_at(QUEUE, head)?),
                 None => transport.pop(QUEUE)?,
             };
             match next {
-                Some(chain) => self.start(transport, chain)?,
+                Some(chain) => self.start(transport, chain, again.is_some())?,
                 // Nothing left, and nothing came while notifications were off.
                 None if !transport.enable_notification(QUEUE)? => return Ok(()),
                 None => transport.disable_notification(QUEUE)?,
@@ -217,7 +225,12 @@ impl Block {
     }
 
     /// Starts the request of `chain`, or answers it at once.
-    fn start(&mut self, transport: &mut Transport, chain: Chain) -> Result<(), Broken> {
+    fn start(
+        &mut self,
+        transport: &mut Transport,
+        chain: Chain,
+        reissued: bool,
+    ) -> Result<(), Broken> {
         if chain.writable.is_empty() {
             return Err(Broken::NoStatus);
         }
@@ -253,6 +266,7 @@ impl Block {
             orphan: false,
             bytes,
             changes: operation.changes(),
+            reissued,
         };
         self.in_flight.insert(token, request);
         self.push_marked(token, operation);
@@ -268,15 +282,23 @@ impl Block {
     fn finish(&mut self, transport: &mut Transport) -> Result<usize, Broken> {
         let mut result = Ok(());
         let mut count = 0;
-        for Finished {
-            token,
-            operation,
-            result: outcome,
-        } in self.ring.finished()
-        {
-            if let Err(error) = &outcome {
+        let mut finished = self.withheld.given_up();
+        finished.extend(self.ring.finished());
+        for finished in finished {
+            if let Err(error) = &finished.result {
                 tracing::warn!(device = self.name, %error, "disk request failed");
             }
+            let request = self.in_flight.get(&finished.token);
+            let fresh = request.is_some_and(|request| !request.orphan && !request.reissued);
+            let Some(finished) = self.withheld.pass(finished, fresh) else {
+                self.mirrored.signal();
+                continue;
+            };
+            let Finished {
+                token,
+                operation,
+                result: outcome,
+            } = finished;
             // No guest asked for the flush of a resumed device, or for what the mirror does.
             let Some(request) = self.in_flight.remove(&token) else {
                 self.mirror_step_done(token, outcome.map(drop));
@@ -440,8 +462,10 @@ impl Backend for Block {
 
     fn reset(&mut self) {
         self.reissue.clear();
-        // What has not begun need not be done for a guest that is gone.
-        for token in self.mirrored.forget_waiting() {
+        // What has not begun need not be done for a guest that is gone, and what has failed not be told.
+        let mut over = self.mirrored.forget_waiting();
+        over.extend(self.withheld.forget());
+        for token in over {
             if let Some(request) = self.in_flight.remove(&token) {
                 self.in_flight_bytes -= request.bytes;
             }
@@ -464,8 +488,9 @@ impl Backend for Block {
             next_token: _,
             in_flight_bytes: _,
             kick: _,
-            // Of this host's disk.
+            // Of this host's disk. What has failed here is in flight for the twin.
             mirrored: _,
+            withheld: _,
             // Shipped with the epoch, not with the state.
             recording: _,
             recorded: _,

@@ -67,6 +67,11 @@ impl DiskRing {
         self.start(token);
     }
 
+    /// Has the device look for what is finished.
+    pub(super) fn wake(&self) {
+        let _ = self.event.write(1);
+    }
+
     /// True when [`Self::finished`] has something to give.
     pub(super) fn has_finished(&mut self) -> bool {
         !self.waited_for.is_empty() || !self.ring.completion().is_empty()
@@ -85,7 +90,7 @@ impl DiskRing {
             }
         }
         if !self.waited_for.is_empty() {
-            let _ = self.event.write(1);
+            self.wake();
         }
         Ok(())
     }

@@ -68,6 +68,8 @@ pub(crate) struct Inner {
     pub points: Vec<u128>,
     reached: Option<u128>,
     begun: bool,
+    pub withholds: bool,
+    disk_failure: Option<&'static str>,
     /// What its standby said of its disks.
     pub told: Option<Vec<HeldDisk>>,
 }
@@ -123,6 +125,8 @@ impl FakeVm {
                 points: Vec::new(),
                 reached: None,
                 begun: false,
+                withholds: false,
+                disk_failure: None,
                 told: None,
             })),
             waiting: event(),
@@ -422,6 +426,14 @@ impl Machine for FakeVm {
 
     fn take_reached_point(&mut self) -> Option<u128> {
         self.0.lock().reached.take()
+    }
+
+    fn withhold_failures(&mut self, on: bool) {
+        self.0.lock().withholds = on;
+    }
+
+    fn take_disk_failure(&mut self) -> Option<String> {
+        self.0.lock().disk_failure.take().map(str::to_owned)
     }
 
     fn disks_changed(&self) -> RawFd {
