@@ -306,7 +306,7 @@ pub trait Machine: Send {
     fn disks(&self) -> usize;
 
     /// Primary: decides how each disk is copied, given what the standby has said, if it could. [`Machine::read_disks`] gives what
-    /// has to be copied then.
+    /// has to be copied then. Writes are recorded by now: those that come after this are sent besides.
     fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan;
 
     /// Standby: its disks are made copies from now on, those that are not named here from nothing: they read as zeroes then.

@@ -210,6 +210,7 @@ impl Driver<'_> {
         if std::mem::take(&mut self.starts_tracking) {
             let started = self.machine.tracking_started();
             self.or_lose_link(started, "dirty tracking could not be started");
+            self.plan_copies();
         }
     }
 

@@ -10,7 +10,7 @@ use super::Driver;
 use super::frames::Trouble;
 use crate::config::Error;
 use crate::crash::crash_point;
-use crate::machine::DiskPlan;
+use crate::machine::{DiskPlan, HeldDisk};
 use crate::wire::{Frame, Header, Kind, MIRROR, VERSION, WireError, mirror};
 
 /// Time from one point to the next. Each makes both hosts flush their disks once.
@@ -20,6 +20,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Disks {
     /// Primary: what the standby is to say before anything is copied, if it has not yet.
     awaits: Option<Awaits>,
+    /// Primary: what the standby has said, until it is acted on.
+    held: Option<Vec<HeldDisk>>,
     /// Standby: its disks can be filled.
     ready: bool,
     /// Primary: the point that the standby was told, and the epoch that it begins with.
@@ -51,6 +53,7 @@ impl Disks {
     pub(super) fn new() -> Self {
         Self {
             awaits: None,
+            held: None,
             ready: false,
             point: None,
             next: Instant::now(),
@@ -87,6 +90,20 @@ impl Driver<'_> {
         } else {
             let plan = self.machine.plan_copies(None);
             self.copy_disks(&plan);
+        }
+    }
+
+    /// Primary: says how the disks are copied, once the standby has said what they hold and writes are recorded: what the guest
+    /// writes after the plan is made must be sent besides.
+    pub(super) fn plan_copies(&mut self) {
+        if self.starts_tracking || self.disks.awaits != Some(Awaits::Held) {
+            return;
+        }
+        if let Some(held) = self.disks.held.take() {
+            self.disks.awaits = Some(Awaits::Begun);
+            let plan = self.machine.plan_copies(Some(&held));
+            self.copy_disks(&plan);
+            self.queue(mirror::copies_frame(self.twin.generation(), &plan.copies));
         }
     }
 
@@ -144,11 +161,8 @@ impl Driver<'_> {
         let malformed = WireError::Malformed(kind);
         match (kind, role) {
             (Kind::DiskHeld, Role::Syncing) if self.disks.awaits == Some(Awaits::Held) => {
-                let held = mirror::held(payload).ok_or(malformed)?;
-                self.disks.awaits = Some(Awaits::Begun);
-                let plan = self.machine.plan_copies(Some(&held));
-                self.copy_disks(&plan);
-                self.queue(mirror::copies_frame(header.generation, &plan.copies));
+                self.disks.held = Some(mirror::held(payload).ok_or(malformed)?);
+                self.plan_copies();
             }
             (Kind::DiskCopies, Role::Filling) if self.disks.awaits == Some(Awaits::Copies) => {
                 let copies = mirror::copies(payload).ok_or(malformed)?;

@@ -274,3 +274,34 @@ fn with_an_arbiter_nobody_is_promoted_by_hand() {
     assert!(refused(b.command(Command::Promote)));
     run_until_seen(&a.vm, &world, 50);
 }
+
+#[test]
+fn a_primary_whose_disk_fails_hands_its_guest_over() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    wait_for("a boots", || a.vm.running());
+    let b = pair.start("b", FakeVm::new(&world, PAGES));
+    wait_for("a is protected", || a.role() == "protected");
+    run_until_seen(&a.vm, &world, 100);
+    assert!(a.vm.lock().withholds, "b could do better");
+    a.vm.fail_disk("it is broken");
+    wait_for("b has the guest", || b.vm.running());
+    assert!(b.vm.lock().consistent(), "b runs exactly one epoch (I3)");
+    run_until_seen(&b.vm, &world, 100);
+    wait_for("b is protected", || b.role() == "protected");
+    assert!(b.vm.lock().withholds);
+}
+
+#[test]
+fn a_guest_without_a_standby_is_told_of_its_disk() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    wait_for("a boots", || a.vm.running());
+    let mut b = pair.start("b", FakeVm::new(&world, PAGES));
+    wait_for("a is protected", || a.role() == "protected");
+    assert!(a.vm.lock().withholds);
+    b.stop();
+    b.ended().expect("a clean stop");
+    wait_for("a is alone", || a.role() == "solo");
+    wait_for("a's guest is told", || !a.vm.lock().withholds);
+}

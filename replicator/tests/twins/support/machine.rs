@@ -143,6 +143,12 @@ impl FakeVm {
 }
 
 impl Handle {
+    /// A request of the guest fails, and is withheld.
+    pub(crate) fn fail_disk(&self, why: &'static str) {
+        self.lock().disk_failure = Some(why);
+        rustix::io::write(&*self.reached, &1u64.to_ne_bytes()).expect("an eventfd");
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner
             .lock()
@@ -393,6 +399,12 @@ impl Machine for FakeVm {
 
     fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
         let mut inner = self.0.lock();
+        let tracks = inner.tracking && inner.tracks_at <= Instant::now();
+        // A peer that says nothing gets everything, whatever is written meanwhile.
+        assert!(
+            tracks || held.is_none(),
+            "what is written now is not recorded"
+        );
         inner.told = held.map(<[HeldDisk]>::to_vec);
         DiskPlan::default()
     }

@@ -265,6 +265,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: services::postgresql,
     },
     Scenario {
+        name: "postgresql-dying-disk",
+        about: "the primary's disk fails under the database: the twin's is used, and nobody is told of an error",
+        quick: false,
+        options: LARGE,
+        run: services::postgresql_on_a_dying_disk,
+    },
+    Scenario {
         name: "fio-power-off",
         about: "the primary's machine loses its power while fio writes; fio finds every block right",
         quick: false,

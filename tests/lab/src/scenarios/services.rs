@@ -38,6 +38,24 @@ const INSERT: &str = "(n=0; until [ -e /tmp/enough ]; do n=$((n+1)); \
      | psql -qAt -v ON_ERROR_STOP=1 -h 10.77.0.2 -U postgres";
 
 pub(super) fn postgresql(lab: &mut Lab) -> Result<(), LabError> {
+    postgresql_when(lab, lose_primary)
+}
+
+/// The primary's disk fails under the database.
+pub(super) fn postgresql_on_a_dying_disk(lab: &mut Lab) -> Result<(), LabError> {
+    lab.host(A).make_disk_breakable()?;
+    postgresql_when(lab, |lab, twins| {
+        lab.host(A).break_disk()?;
+        twins.on(B).await_event("promoted").map(drop)
+    })
+}
+
+/// Rows are inserted over one connection, before and after something happens to the primary. None may be missing, and the
+/// database may not complain.
+fn postgresql_when(
+    lab: &mut Lab,
+    happens: fn(&mut Lab, &Twins) -> Result<(), LabError>,
+) -> Result<(), LabError> {
     let twins = start_protected(lab, "postgresql", 1)?;
     let query = |lab: &Lab, text: &str| {
         let psql = ["psql", "-qAt", "-h", GUEST, "-U", "postgres", "-c", text];
@@ -46,7 +64,7 @@ pub(super) fn postgresql(lab: &mut Lab) -> Result<(), LabError> {
     query(lab, "CREATE TABLE rows (n bigint PRIMARY KEY)")?;
     let client = lab.client.start_tool("psql", &["bash", "-c", INSERT])?;
     await_lines(&client, 30)?;
-    lose_primary(lab, &twins)?;
+    happens(lab, &twins)?;
     await_lines(&client, 30)?;
     lab.client.write("/debian/tmp/enough", "", 0o644)?;
     demand_success(&client)?;
