@@ -34,6 +34,9 @@ pub struct Config {
     /// goes on: output is held meanwhile. At most 10 s; none is half of `timeout`. Who is seen to be dead
     /// is not waited for.
     pub reconnect: Option<Duration>,
+    /// Bytes per second that the copy of disks and memory may send; what changes meanwhile comes on top. None: as many as the
+    /// link takes.
+    pub resync_rate: Option<u64>,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,

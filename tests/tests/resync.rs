@@ -20,18 +20,21 @@ fn image(node: Node) -> String {
     format!("disk-{}.img", node.name())
 }
 
+/// Writes what is no part of a delta copy.
+fn fill(stage: &Stage) {
+    let image = stage.lab.path(&image(Node::A));
+    let disk = File::options().write(true).open(image).unwrap();
+    let bulk = vec![0x5a; (BULK.end - BULK.start) as usize];
+    disk.write_all_at(&bulk, BULK.start).unwrap();
+}
+
 /// A protected pair whose disks have a point in common that is durable on both.
 fn with_a_point() -> Stage {
     let mut stage = Stage::new(&PairConfig {
         memory: "64M".to_owned(),
         ..PairConfig::default()
     });
-    let disk = File::options()
-        .write(true)
-        .open(stage.lab.path(&image(Node::A)))
-        .unwrap();
-    let bulk = vec![0x5a; (BULK.end - BULK.start) as usize];
-    disk.write_all_at(&bulk, BULK.start).unwrap();
+    fill(&stage);
     stage.protect();
     assert_eq!(copy_by(&mut stage, Node::A).0, "full");
     stage.wait_for(
@@ -154,6 +157,31 @@ fn an_unfinished_delta_copy_is_begun_again() {
     stage.pair.start(Node::B).unwrap();
     stage.wait_for(Node::B, "standby ready");
     assert_eq!(copy_by(&mut stage, Node::A).0, "delta");
+    assert_same_disks(&stage);
+}
+
+#[test]
+fn a_copy_takes_no_more_of_the_link_than_it_may() {
+    let mut stage = Stage::new(&PairConfig {
+        memory: "64M".to_owned(),
+        resync_rate: Some("8M".to_owned()),
+        ..PairConfig::default()
+    });
+    fill(&stage);
+    stage.pair.start(Node::A).unwrap();
+    let a = stage.twin(Node::A);
+    a.wait_for_console("ready", STEP).unwrap();
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 10);
+    let began = Instant::now();
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "disk becomes a copy");
+    // The guest goes on meanwhile.
+    wait_for_more(&load, 500);
+    stage.wait_for(Node::B, "standby ready");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(2), "16 MiB took {took:?}");
+    demand_clean(load);
     assert_same_disks(&stage);
 }
 

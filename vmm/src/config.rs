@@ -150,6 +150,8 @@ pub struct ReplicationConfig {
     /// How long twins wait for each other after their link broke; zero: not at all. None: half of
     /// `timeout`.
     pub reconnect: Option<Duration>,
+    /// Bytes per second that a copy of disks and memory may send. None: as many as the link takes.
+    pub resync_rate: Option<u64>,
     /// The Unix socket by which operators reach this twin.
     pub control: PathBuf,
 }

@@ -214,6 +214,7 @@ fn protected(
         heartbeat: replication.heartbeat,
         timeout: replication.timeout,
         reconnect: replication.reconnect,
+        resync_rate: replication.resync_rate,
         stop: stop
             .as_fd()
             .try_clone_to_owned()

@@ -52,7 +52,8 @@ impl Driver<'_> {
             }
             Action::StopTracking => self.stop_tracking(),
             Action::SendMemory(generation) => {
-                self.sync = Some(SyncRound::everything(generation, &self.identity.memory));
+                let (memory, rate) = (&self.identity.memory, self.config.resync_rate);
+                self.sync = Some(SyncRound::everything(generation, memory, rate));
                 self.ask_for_held();
                 self.crash_point_sent("sync::begun");
             }

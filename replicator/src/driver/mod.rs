@@ -365,7 +365,9 @@ impl<'a> Driver<'a> {
         }
         let core = self.twin.poll_timeout().map(|at| at - self.now());
         let network = self.network.deadline(self.twin.wants_link());
-        let moments = [network, self.forward_until, self.next_look()];
+        let sync = self.sync.as_ref().and_then(SyncRound::due);
+        let sync = sync.filter(|_| !self.disks.awaits_standby());
+        let moments = [network, self.forward_until, self.next_look(), sync];
         let now = Instant::now();
         let moments = moments.into_iter().flatten();
         core.into_iter()

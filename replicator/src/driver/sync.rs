@@ -31,6 +31,8 @@ pub(super) struct SyncRound {
     disks: Option<DiskPosition>,
     disk_bytes: u64,
     disk_of: u64,
+    /// Bytes per second that it may send, if not all that it can.
+    rate: Option<u64>,
     source: Source,
     total: u64,
     sent: u64,
@@ -50,12 +52,13 @@ enum Source {
 
 impl SyncRound {
     /// The disks, then all memory.
-    pub(super) fn everything(generation: u64, memory: &[MemoryRegion]) -> Self {
+    pub(super) fn everything(generation: u64, memory: &[MemoryRegion], rate: Option<u64>) -> Self {
         let bytes = memory.iter().map(|region| region.len).sum::<u64>();
         let regions = memory.iter().rev().copied().collect();
         let source = Source::Memory(regions, 0..0);
         let mut round = Self::new(generation, source, bytes / PAGE_SIZE as u64);
         round.disks = Some(DiskPosition::default());
+        round.rate = rate;
         round
     }
 
@@ -72,6 +75,7 @@ impl SyncRound {
             disks: None,
             disk_bytes: 0,
             disk_of: 0,
+            rate: None,
             source,
             total,
             sent: 0,
@@ -107,6 +111,12 @@ impl SyncRound {
         }
         self.sent += self.chunk.len() as u64;
         !self.chunk.is_empty()
+    }
+
+    /// When it may send more.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let seconds = self.bytes as f64 / self.rate? as f64;
+        Some(self.began + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
     /// Bytes of disks and memory that were looked at, and of how many.
@@ -179,7 +189,12 @@ impl Driver<'_> {
             }
             // Behind the disks' contents, only what the guest has written since is left. It
             // is taken in each turn: a guest whose writes nobody takes has to wait.
-            if let Some(from) = round.disks.or(live.take()) {
+            let paused = round.due().is_some_and(|at| at > Instant::now());
+            if paused && live.is_none() {
+                return;
+            }
+            let contents = round.disks.filter(|_| !paused);
+            if let Some(from) = contents.or(live.take()) {
                 let mut writes = Vec::new();
                 let next = match self.machine.read_disks(from, DISK_CHUNK, &mut writes) {
                     Ok(next) => next,
@@ -189,12 +204,14 @@ impl Driver<'_> {
                         return self.lose_link("the disks can't be copied");
                     }
                 };
-                if round.disks.is_some() {
+                if contents.is_some() {
                     // What the guest writes meanwhile comes behind the contents.
                     let contents = writes.first().filter(|_| next.is_some());
                     round.disk_bytes += contents.map_or(0, |piece| piece.data.span());
                 }
-                round.disks = round.disks.and(next);
+                if contents.is_some() {
+                    round.disks = next;
+                }
                 for frame in writes
                     .iter()
                     .flat_map(|write| sync_disk_frames(round.generation, write))

@@ -17,6 +17,8 @@ use super::{
 
 /// Most endpoints of etcd: each is given its time, and somebody waits for the answer.
 const MAX_ENDPOINTS: usize = 8;
+/// Slowest copy, in bytes per second: slower ones never come to their end.
+const MIN_RESYNC_RATE: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +81,7 @@ struct ReplicationEntry {
     heartbeat: Option<String>,
     timeout: Option<String>,
     reconnect: Option<String>,
+    resync_rate: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -252,6 +255,10 @@ fn replication(
             None => None,
             given => Some(time("reconnect", given, 0)?),
         },
+        resync_rate: entry
+            .and_then(|r| r.resync_rate.as_deref())
+            .map(resync_rate)
+            .transpose()?,
         control: match &file.control {
             Some(path) => place(path),
             None => default_socket(&file.name, node),
@@ -347,6 +354,16 @@ fn addresses(file: &VmFile, node: &str) -> Result<Vec<SocketAddr>, ConfigError> 
         })
     };
     given.iter().map(parse).collect()
+}
+
+/// Bytes per second, from `50M` and the like.
+fn resync_rate(text: &str) -> Result<u64, ConfigError> {
+    match parse_size(text) {
+        Ok(rate) if rate >= MIN_RESYNC_RATE => Ok(rate),
+        _ => Err(ConfigError::Value(format!(
+            "resync_rate `{text}` is not a number of bytes per second, 1M or more: write for example 100M"
+        ))),
+    }
 }
 
 fn time(key: &str, text: Option<&str>, default_ms: u64) -> Result<Duration, ConfigError> {

@@ -34,6 +34,8 @@ pub struct PairConfig {
     pub heartbeat: Duration,
     /// Silence after which the peer counts as dead.
     pub timeout: Duration,
+    /// What a copy may take of the link, as in the config file.
+    pub resync_rate: Option<String>,
 }
 
 impl Default for PairConfig {
@@ -47,6 +49,7 @@ impl Default for PairConfig {
             epoch: Duration::from_millis(20),
             heartbeat: Duration::from_millis(50),
             timeout: Duration::from_millis(500),
+            resync_rate: None,
         }
     }
 }
@@ -84,6 +87,9 @@ impl PairConfig {
         text += &milliseconds("epoch", self.epoch);
         text += &milliseconds("heartbeat", self.heartbeat);
         text += &milliseconds("timeout", self.timeout);
+        if let Some(rate) = &self.resync_rate {
+            text += &format!("resync_rate = \"{rate}\"\n");
+        }
         for node in [Node::A, Node::B] {
             text += &format!(
                 "\n[node.{}]\naddress = \"{}\"\n",

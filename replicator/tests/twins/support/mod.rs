@@ -164,6 +164,7 @@ impl Pair {
             heartbeat: Duration::from_millis(20),
             timeout: self.timeout,
             reconnect: self.reconnect,
+            resync_rate: None,
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
             notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),

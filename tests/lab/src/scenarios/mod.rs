@@ -272,6 +272,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: services::postgresql_on_a_dying_disk,
     },
     Scenario {
+        name: "postgresql-blackout",
+        about: "both machines lose their power: every committed row is on the disks, which are made the same by what differs",
+        quick: false,
+        options: LARGE,
+        run: services::postgresql_after_a_blackout,
+    },
+    Scenario {
         name: "fio-power-off",
         about: "the primary's machine loses its power while fio writes; fio finds every block right",
         quick: false,

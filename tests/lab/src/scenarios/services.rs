@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::debian::{demand_success, run_in_guest, start_in_guest, start_protected};
+use super::debian::{READY, demand_success, run_in_guest, start_in_guest, start_protected};
 use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
 use crate::lab::{HostName, Lab};
@@ -50,6 +50,69 @@ pub(super) fn postgresql_on_a_dying_disk(lab: &mut Lab) -> Result<(), LabError> 
     })
 }
 
+/// Asks the database.
+fn query(lab: &Lab, text: &str) -> Result<String, LabError> {
+    let psql = ["psql", "-qAt", "-h", GUEST, "-U", "postgres", "-c", text];
+    lab.client.tool(&psql)
+}
+
+/// Both machines lose their power at once. What was committed to clients is on the disk that the guest is booted from, and the
+/// standby's is made the same again.
+pub(super) fn postgresql_after_a_blackout(lab: &mut Lab) -> Result<(), LabError> {
+    let mut twins = start_protected(lab, "postgresql", 1)?;
+    query(lab, CREATE)?;
+    let client = lab.client.start_tool("psql", &["bash", "-c", INSERT])?;
+    await_lines(&client, 60)?;
+    lab.a.power_off();
+    lab.host_mut(B).power_off();
+    let committed = client.console().len();
+    for host in [A, B] {
+        lab.host_mut(host).power_on()?;
+    }
+    for host in [A, B] {
+        lab.host(host).await_boot()?;
+        twins.place_files(lab, host)?;
+        twins.start(lab, host)?;
+    }
+    twins.on(A).await_output(0, READY)?;
+    let there = || -> Result<usize, LabError> {
+        let answer = query(lab, "SELECT count(*), min(n), max(n) FROM rows")?;
+        let count = answer.trim().split('|').next().unwrap_or_default();
+        let expected = format!("{count}|1|{count}");
+        demand!(
+            answer.trim() == expected,
+            "rows count|min|max are {} and not {expected}",
+            answer.trim()
+        );
+        Ok(count.parse().unwrap_or_default())
+    };
+    let count = there()?;
+    demand!(
+        (committed..=committed + 1).contains(&count),
+        "{count} rows are there, and {committed} were committed"
+    );
+    twins.on(A).await_event("protected")?;
+    let copied = twins.on(A).log().lines();
+    let delta = |line: &evertwin::lab::events::Line| {
+        let copy = line.field("copy");
+        copy.is_some_and(|copy| copy.as_str() == Some("delta"))
+    };
+    demand!(
+        copied.iter().any(delta),
+        "the standby's disk was not made the same by what differs"
+    );
+    lab.a.power_off();
+    twins.on(B).await_event("promoted")?;
+    let answer = query(lab, "SELECT count(*) FROM rows")?;
+    demand!(
+        answer.trim() == count.to_string(),
+        "{answer} rows are there after the takeover, and {count} were before"
+    );
+    Ok(())
+}
+
+const CREATE: &str = "CREATE TABLE rows (n bigint PRIMARY KEY)";
+
 /// Rows are inserted over one connection, before and after something happens to the primary. None may be missing, and the
 /// database may not complain.
 fn postgresql_when(
@@ -57,11 +120,7 @@ fn postgresql_when(
     happens: fn(&mut Lab, &Twins) -> Result<(), LabError>,
 ) -> Result<(), LabError> {
     let twins = start_protected(lab, "postgresql", 1)?;
-    let query = |lab: &Lab, text: &str| {
-        let psql = ["psql", "-qAt", "-h", GUEST, "-U", "postgres", "-c", text];
-        lab.client.tool(&psql)
-    };
-    query(lab, "CREATE TABLE rows (n bigint PRIMARY KEY)")?;
+    query(lab, CREATE)?;
     let client = lab.client.start_tool("psql", &["bash", "-c", INSERT])?;
     await_lines(&client, 30)?;
     happens(lab, &twins)?;
