@@ -441,6 +441,20 @@ address = "192.168.50.2:7700"
     }
 
     #[test]
+    fn a_copy_has_a_rate_that_ends() {
+        let with = |rate: &str| {
+            let rate = format!("epoch = \"5ms\"\nresync_rate = \"{rate}\"");
+            parse(&GOOD.replace("epoch = \"5ms\"", &rate), Some("a"))
+        };
+        let (_, replication) = with("50M").unwrap();
+        assert_eq!(replication.unwrap().resync_rate, Some(50 << 20));
+        for bad in ["0", "100K", "fast", "-1M", ""] {
+            let error = with(bad).unwrap_err();
+            assert!(error.contains(&format!("resync_rate `{bad}`")), "{error}");
+        }
+    }
+
+    #[test]
     fn each_node_sees_its_own_files_and_the_same_address() {
         let (vm, replication) = parse(GOOD, Some("b")).unwrap();
         let replication = replication.unwrap();
