@@ -6,9 +6,11 @@
 pub mod blackout;
 pub mod boot;
 pub mod delay;
+pub mod disk;
 pub mod link;
 pub mod memory;
 pub mod pause;
 pub mod report;
+pub mod resync;
 pub mod stock_boot;
 pub mod switchover;

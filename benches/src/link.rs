@@ -27,6 +27,21 @@ pub fn plain() -> Row {
 /// Measures a link with TLS.
 #[must_use]
 pub fn tls() -> Row {
+    let (dials, accepts) = secured();
+    row("1 GiB over the link, with TLS", dials, accepts)
+}
+
+/// Bytes per second of a link with TLS on which nothing else is done.
+#[must_use]
+pub fn tls_speed() -> f64 {
+    let (dials, accepts) = secured();
+    let carried = carry(BYTES, &dials, &accepts);
+    let (time, bytes) = carried.unwrap_or_else(|error| panic!("link: {error}"));
+    bytes as f64 / time.as_secs_f64()
+}
+
+/// What the twin that dials and the one that accepts need for TLS.
+fn secured() -> (Security, Security) {
     let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("keys: {error}"));
     make_keys(directory.path()).unwrap_or_else(|error| panic!("{error}"));
     let [a, b] = [Node::A, Node::B].map(|node| {
@@ -34,7 +49,7 @@ pub fn tls() -> Row {
         let loaded = Keys::load(&place, node.id(), node.peer().id());
         Security::Tls(loaded.unwrap_or_else(|error| panic!("{error}")).0)
     });
-    row("1 GiB over the link, with TLS", b, a)
+    (b, a)
 }
 
 fn row(name: &str, dials: Security, accepts: Security) -> Row {
@@ -43,7 +58,7 @@ fn row(name: &str, dials: Security, accepts: Security) -> Row {
         let carried = carry(BYTES, &dials, &accepts);
         let (time, bytes) = carried.unwrap_or_else(|error| panic!("{name}: {error}"));
         link.add(time.mul_f64(BYTES as f64 / bytes as f64));
-        socket.add(raw().unwrap_or_else(|error| panic!("loopback: {error}")));
+        socket.add(loopback().unwrap_or_else(|error| panic!("loopback: {error}")));
     }
     let rate = |samples: &Samples| BYTES as f64 / samples.us(50.0) / 1e3;
     let detail = format!(
@@ -61,14 +76,24 @@ fn row(name: &str, dials: Security, accepts: Security) -> Row {
     )
 }
 
-/// The time that the bytes take over a socket of the loopback, from the first read on.
-fn raw() -> std::io::Result<Duration> {
+fn loopback() -> std::io::Result<Duration> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let mut stream = TcpStream::connect(listener.local_addr()?)?;
-    let (mut accepted, _) = listener.accept()?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    raw(BYTES, stream, listener.accept()?.0)
+}
+
+/// The time that so many bytes take over a socket, from the first read on.
+///
+/// # Errors
+/// The sockets'.
+pub fn raw(
+    bytes: u64,
+    mut stream: TcpStream,
+    mut accepted: TcpStream,
+) -> std::io::Result<Duration> {
     let sender = thread::spawn(move || {
         let chunk = vec![1; CHUNK];
-        for _ in 0..BYTES / CHUNK as u64 {
+        for _ in 0..bytes / CHUNK as u64 {
             stream.write_all(&chunk)?;
         }
         std::io::Result::Ok(())

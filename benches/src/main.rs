@@ -3,18 +3,25 @@
 use std::process::ExitCode;
 
 use evertwin_benches::report::Row;
-use evertwin_benches::{blackout, boot, delay, link, memory, pause, stock_boot, switchover};
+use evertwin_benches::{
+    blackout, boot, delay, disk, link, memory, pause, resync, stock_boot, switchover,
+};
 
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 9] = [
+const BENCHES: [Bench; 14] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
     ("switchover", switchover::run),
     ("link-plain", link::plain),
     ("link-tls", link::tls),
+    ("disk-random", disk::random_writes),
+    ("disk-sequential", disk::sequential_writes),
+    ("disk-read", disk::sequential_reads),
+    ("resync-full", resync::full),
+    ("resync-delta", resync::delta),
     ("boot", boot::run),
     ("memory", memory::run),
     ("stock-boot", stock_boot::run),

@@ -77,20 +77,27 @@ pub enum Target {
     Within(Duration),
     /// A size in bytes.
     Bytes(u64),
+    /// A time at which it is this part of the floor as fast.
+    Speed(f64),
+    /// This part of the floor's time.
+    Part(f64),
 }
 
 impl Target {
     fn unit(self) -> Unit {
         match self {
-            Self::Within(_) => Unit::Microseconds,
+            Self::Within(_) | Self::Speed(_) | Self::Part(_) => Unit::Microseconds,
             Self::Bytes(_) => Unit::Bytes,
         }
     }
 
-    fn figure(self) -> f64 {
+    /// The figure, given the floor's median.
+    fn figure(self, floor: f64) -> f64 {
         match self {
             Self::Within(time) => time.as_secs_f64() * 1e6,
             Self::Bytes(bytes) => bytes as f64,
+            Self::Speed(part) => floor / part,
+            Self::Part(part) => floor * part,
         }
     }
 }
@@ -136,6 +143,7 @@ impl Row {
     ) -> Self {
         let unit = target.unit();
         let (p50, floor_p50) = (samples.figure(unit, 50.0), floor.1.figure(unit, 50.0));
+        let target = target.figure(floor_p50);
         Self {
             name: name.into(),
             unit,
@@ -146,8 +154,8 @@ impl Row {
             floor: floor.0.into(),
             floor_p50,
             ratio: p50 / floor_p50,
-            target: target.figure(),
-            reached: samples.count() > 0 && p50 <= target.figure(),
+            target,
+            reached: samples.count() > 0 && p50 <= target,
             detail,
         }
     }
@@ -204,5 +212,24 @@ pub fn show_bytes(bytes: f64) -> String {
         format!("{:.2} MiB", bytes / (1024.0 * 1024.0))
     } else {
         format!("{:.1} KiB", bytes / 1024.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_may_depend_on_the_floor() {
+        let of = |ms| {
+            let mut samples = Samples::default();
+            samples.add(Duration::from_millis(ms));
+            samples
+        };
+        let reached = |ms, target| Row::new("", &of(ms), ("", &of(80)), target, vec![]).reached;
+        assert!(reached(99, Target::Speed(0.8)) && !reached(102, Target::Speed(0.8)));
+        assert!(reached(7, Target::Part(0.1)) && !reached(9, Target::Part(0.1)));
+        let none = Samples::default();
+        assert!(!Row::new("", &none, ("", &of(80)), Target::Speed(0.8), vec![]).reached);
     }
 }

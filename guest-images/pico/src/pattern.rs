@@ -74,9 +74,60 @@ pub fn blocks_of_round(round: u64, writes: u64, blocks: u64) -> impl Iterator<It
     (0..writes).map(move |i| (first + i) % blocks)
 }
 
+/// Where the requests of the workload `io` go: to one of so many places, each as long as a request.
+#[derive(Clone, Debug)]
+pub struct Places {
+    count: u64,
+    next: u64,
+    /// None: one place behind the other.
+    random: Option<Random>,
+}
+
+impl Places {
+    /// Any of `count` places, which is above 0.
+    pub fn random(count: u64) -> Self {
+        Self {
+            random: Some(Random::new(1)),
+            ..Self::sequential(count)
+        }
+    }
+
+    /// All of `count` places in turn, again and again.
+    pub fn sequential(count: u64) -> Self {
+        Self {
+            count,
+            next: 0,
+            random: None,
+        }
+    }
+
+    /// The next request's place.
+    pub fn take(&mut self) -> u64 {
+        match &mut self.random {
+            Some(random) => random.below(self.count),
+            None => {
+                let place = self.next;
+                self.next = (place + 1) % self.count;
+                place
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_go_to_all_places() {
+        let mut places = Places::sequential(3);
+        let in_turn: Vec<u64> = (0..7).map(|_| places.take()).collect();
+        assert_eq!(in_turn, [0, 1, 2, 0, 1, 2, 0]);
+        let mut places = Places::random(3);
+        let mut seen = [0; 3];
+        (0..300).for_each(|_| seen[places.take() as usize] += 1);
+        assert!(seen.iter().all(|count| *count > 50), "{seen:?}");
+    }
 
     #[test]
     fn a_round_goes_round_the_end() {

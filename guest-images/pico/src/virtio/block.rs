@@ -27,9 +27,17 @@ const STATUS_OK: u8 = 0;
 const STATUS_PENDING: u8 = 0xff;
 
 /// Requests at once, at most.
-const SLOTS: u16 = 16;
-/// Header, data, status.
-const SEGMENTS: u16 = 3;
+pub(crate) const SLOTS: u16 = 16;
+/// Enough for so many chains, and as long as the longest chain in an indirect table is (virtio 1.2, 2.7.5.3.1).
+const QUEUE_SIZE: u16 = 64;
+/// Segments of data in a request, at most, where there are indirect tables.
+const DATA_SEGMENTS: usize = 32;
+/// Bytes of a segment; only those of requests of more than 1 MiB are longer.
+const SEGMENT_BYTES: usize = 32 << 10;
+/// Header, data, status: in an indirect table, and in the ring itself, where data is one segment.
+const TABLE: usize = DATA_SEGMENTS + 2;
+const CHAIN: u16 = 3;
+const _: () = assert!(SLOTS * CHAIN <= QUEUE_SIZE && TABLE <= QUEUE_SIZE as usize);
 
 /// A request with the buffer that goes along.
 pub(crate) enum Request {
@@ -56,7 +64,7 @@ struct Slot {
     reserved: u32,
     sector: u64,
     status: u8,
-    table: [Descriptor; SEGMENTS as usize],
+    table: [Descriptor; TABLE],
     buffer: Vec<u8>,
 }
 
@@ -76,15 +84,14 @@ impl BlockDevice {
         let wanted = EVENT_IDX | INDIRECT_DESC | FEATURE_FLUSH | FEATURE_WRITE_ZEROES;
         let features = transport.negotiate(wanted, VERSION_1)?;
         let indirect = features & INDIRECT_DESC != 0;
-        let chain = if indirect { 1 } else { SEGMENTS };
-        let size = SLOTS * chain.next_power_of_two();
-        let queue = transport.add_queue(0, size, chain, features & EVENT_IDX != 0)?;
+        let chain = if indirect { 1 } else { CHAIN };
+        let queue = transport.add_queue(0, QUEUE_SIZE, chain, features & EVENT_IDX != 0)?;
         let fresh = |_| Slot {
             kind: 0,
             reserved: 0,
             sector: 0,
             status: STATUS_PENDING,
-            table: Default::default(),
+            table: [Descriptor::default(); TABLE],
             buffer: Vec::new(),
         };
         let slots = (0..queue.slots()).map(fresh).collect();
@@ -108,8 +115,8 @@ impl BlockDevice {
         self.capacity
     }
 
-    /// Starts a request; its number comes back with the completion. Callers keep far
-    /// fewer in flight than there are slots.
+    /// Starts a request; its number comes back with the completion. Callers keep no more
+    /// than [`SLOTS`] in flight.
     ///
     /// # Errors
     /// The request isn't of whole sectors inside the disk.
@@ -155,19 +162,18 @@ impl BlockDevice {
             device_writes,
         };
         let header = segment(&raw const slot.kind as u64, 16, false);
-        let data = segment(
-            slot.buffer.as_mut_ptr() as u64,
-            slot.buffer.len() as u32,
-            kind == TYPE_IN,
-        );
         let status = segment(&raw mut slot.status as u64, 1, true);
-        let with_data = [header, data, status];
-        let without_data = [header, status];
-        let segments = if kind == TYPE_FLUSH {
-            &without_data[..]
-        } else {
-            &with_data[..]
-        };
+        let most = if self.indirect { DATA_SEGMENTS } else { 1 };
+        let length = slot.buffer.len().div_ceil(most).max(SEGMENT_BYTES);
+        let mut segments = [header; TABLE];
+        let mut count = 1;
+        for piece in slot.buffer.chunks_mut(length) {
+            let (address, length) = (piece.as_mut_ptr() as u64, piece.len() as u32);
+            segments[count] = segment(address, length, kind == TYPE_IN);
+            count += 1;
+        }
+        segments[count] = status;
+        let segments = &segments[..=count];
         if self.indirect {
             write_indirect(&mut slot.table, segments);
             // SAFETY: the slots are never moved or freed while the device runs, and the

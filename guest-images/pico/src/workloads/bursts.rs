@@ -21,9 +21,9 @@ use crate::hardware::{clock, interrupts};
 use crate::virtio::Devices;
 use crate::virtio::block::{BlockDevice, Request};
 
-const MILLISECOND_NS: u64 = 1_000_000;
+pub(super) const MILLISECOND_NS: u64 = 1_000_000;
 /// The longest burst or pause, in milliseconds.
-const LONGEST_MS: u64 = 1_000_000;
+pub(super) const LONGEST_MS: u64 = 1_000_000;
 
 struct Bursts {
     disk: BlockDevice,
@@ -70,7 +70,7 @@ pub(super) fn run(line: CommandLine<'_>, devices: Devices) -> ! {
     }
 }
 
-fn sleep_for(time: u64) {
+pub(super) fn sleep_for(time: u64) {
     let until = clock::now() + time;
     while clock::now() < until {
         interrupts::take_wake();

@@ -5,6 +5,7 @@ mod cpu;
 mod dirty;
 mod disk;
 mod echo;
+mod io;
 mod kv;
 mod listeners;
 
@@ -27,11 +28,14 @@ pub(crate) fn run(line: CommandLine<'_>) -> ! {
         Some("kv") => kv::run(line, devices),
         Some("echo") => echo::run(line, start_network(line, devices)),
         Some("bursts") => bursts::run(line, devices),
+        Some("io") => io::run(line, devices),
         Some("disk") => disk::run(line, devices),
         Some("dirty") => dirty::run(line),
         Some("cpu") => cpu::run(line),
         Some("idle") | None => idle(line, devices),
-        Some(other) => panic!("workload={other}: use kv, dirty, echo, cpu, disk, bursts or idle"),
+        Some(other) => {
+            panic!("workload={other}: use kv, dirty, echo, cpu, disk, bursts, io or idle")
+        }
     }
 }
 
