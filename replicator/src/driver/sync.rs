@@ -14,7 +14,8 @@ use crate::wire::{PAGES_PER_FRAME, sync_disk_frames, sync_frame};
 /// Bulk bytes that may wait for a send before more pages are read.
 const AHEAD: usize = 1 << 20;
 
-/// Bytes of disk contents read at once.
+/// Bytes of disk contents read at once, at least: as many as the guest has written meanwhile, so that the copy comes to its end
+/// however much that is.
 const DISK_CHUNK: usize = 256 << 10;
 
 /// Bytes looked at in one go. Zeroes are not sent, so what there is to send does not bound
@@ -31,6 +32,8 @@ pub(super) struct SyncRound {
     disks: Option<DiskPosition>,
     disk_bytes: u64,
     disk_of: u64,
+    /// What the guest wrote between the last two pieces of contents, in bytes.
+    written: u64,
     /// Bytes per second that it may send, if not all that it can.
     rate: Option<u64>,
     source: Source,
@@ -75,6 +78,7 @@ impl SyncRound {
             disks: None,
             disk_bytes: 0,
             disk_of: 0,
+            written: 0,
             rate: None,
             source,
             total,
@@ -196,7 +200,8 @@ impl Driver<'_> {
             let contents = round.disks.filter(|_| !paused);
             if let Some(from) = contents.or(live.take()) {
                 let mut writes = Vec::new();
-                let next = match self.machine.read_disks(from, DISK_CHUNK, &mut writes) {
+                let chunk = (round.written.min(AT_ONCE) as usize).max(DISK_CHUNK);
+                let next = match self.machine.read_disks(from, chunk, &mut writes) {
                     Ok(next) => next,
                     Err(error) => {
                         error!(%error, "the disks can't be copied to the standby");
@@ -204,11 +209,12 @@ impl Driver<'_> {
                         return self.lose_link("the disks can't be copied");
                     }
                 };
-                if contents.is_some() {
-                    // What the guest writes meanwhile comes behind the contents.
-                    let contents = writes.first().filter(|_| next.is_some());
-                    round.disk_bytes += contents.map_or(0, |piece| piece.data.span());
-                }
+                // What the guest has written meanwhile comes behind the contents.
+                let all = writes.iter().map(|write| write.data.span()).sum::<u64>();
+                let piece = writes.first().filter(|_| next.is_some());
+                let piece = piece.map_or(0, |piece| piece.data.span());
+                round.disk_bytes += piece;
+                round.written = all - piece;
                 if contents.is_some() {
                     round.disks = next;
                 }

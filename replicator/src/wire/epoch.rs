@@ -118,17 +118,17 @@ pub(crate) fn ship(
 
 /// Frames of a sync with one disk write.
 pub(crate) fn sync_disk_frames(generation: u64, write: &DiskWrite) -> Vec<Frame> {
-    let frame = |kind, payload: &[u8]| Frame::new(kind, generation, 0, payload);
+    let frame = |kind, fields: &[u8], body| Frame::seal(head(fields), kind, generation, 0, body).0;
     match &write.data {
         DiskData::Bytes(bytes) => chunks(bytes.len())
             .map(|range| {
-                let mut payload = disk_fields(write, range.start).to_vec();
-                payload.extend_from_slice(&bytes[range]);
-                frame(Kind::SyncDisk, &payload)
+                let fields = disk_fields(write, range.start);
+                frame(Kind::SyncDisk, &fields, Body::Disk(bytes.clone(), range))
             })
             .collect(),
         DiskData::Zeroes { len, unmap } => {
-            vec![frame(Kind::SyncZeroes, &zero_fields(write, *len, *unmap))]
+            let fields = zero_fields(write, *len, *unmap);
+            vec![frame(Kind::SyncZeroes, &fields, Body::None)]
         }
     }
 }
