@@ -11,6 +11,8 @@ use evertwin_protocol::Refusal;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::PAGE_SIZE;
+
 /// What a twin is doing, as shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TwinStatus {
@@ -51,6 +53,26 @@ pub struct SyncStatus {
     /// What of the guest's time is taken from it until the standby has caught up, in percent.
     #[serde(default)]
     pub slowed_percent: u8,
+}
+
+impl SyncStatus {
+    /// Bytes of disks and memory of this round.
+    #[must_use]
+    pub fn all_bytes(&self) -> u64 {
+        self.of * PAGE_SIZE as u64 + self.disk_of
+    }
+
+    /// Those that were looked at.
+    #[must_use]
+    pub fn done_bytes(&self) -> u64 {
+        self.pages * PAGE_SIZE as u64 + self.disk_bytes
+    }
+
+    /// How much of the round is done.
+    #[must_use]
+    pub fn percent(&self) -> u64 {
+        self.done_bytes() * 100 / self.all_bytes().max(1)
+    }
 }
 
 /// Why a command was not obeyed.

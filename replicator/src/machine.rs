@@ -298,12 +298,9 @@ pub trait Machine: Send {
     /// When a page lies outside the guest's memory.
     fn store_pages(&mut self, pages: &[u64], bytes: &[u8]) -> Result<(), MachineError>;
 
-    /// Standby: what its disks hold. `runs` is how many runs of blocks each may have; where there are more, neighbours are told
-    /// as one.
+    /// Standby: what its disks hold. `runs` is how many runs of blocks there is room for, the same number for each disk; where
+    /// there are more, neighbours are told as one.
     fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk>;
-
-    /// Number of disks that are copied.
-    fn disks(&self) -> usize;
 
     /// Primary: decides how each disk is copied, given what the standby has said, if it could. [`Machine::read_disks`] gives what
     /// has to be copied then. Writes are recorded by now: those that come after this are sent besides.

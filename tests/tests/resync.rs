@@ -236,3 +236,17 @@ fn a_guest_that_ran_alone_on_its_disk_leaves_nothing_to_trust() {
     assert_eq!(copy_by(&mut stage, Node::A).0, "full");
     assert_same_disks(&stage);
 }
+
+#[test]
+fn a_record_that_can_neither_be_used_nor_removed_is_named() {
+    let mut stage = Stage::new(&PairConfig::default());
+    let record = stage.lab.path("disk-a.img.mirror");
+    std::fs::create_dir(&record).unwrap();
+    stage.pair.start(Node::A).unwrap();
+    let ended = stage.twin(Node::A).wait_for_exit(STEP).unwrap();
+    let said = stage.twin(Node::A).log().lines();
+    let named = said
+        .last()
+        .is_some_and(|line| line.text.contains("disk-a.img.mirror"));
+    assert!(ended.code() == Some(1) && named, "{ended}: {said:?}");
+}

@@ -120,17 +120,14 @@ fn print(status: &VmStatus) {
     }
     println!("  epoch  {}", twin.epoch);
     if let Some(sync) = twin.sync {
-        let page = evertwin_replicator::machine::PAGE_SIZE as u64;
-        let done = sync.pages * page + sync.disk_bytes;
-        let all = sync.of * page + sync.disk_of;
-        let percent = done * 100 / all.max(1);
+        let percent = sync.percent();
         let left = sync.eta_ms.map_or(String::new(), |ms| {
             format!(", {:.1} s left", ms as f64 / 1e3)
         });
         let mib = sync.bytes >> 20;
         println!(
             "  sync   {percent} % of {} MiB, of which {} are disks; {mib} MiB sent{left}",
-            all >> 20,
+            sync.all_bytes() >> 20,
             sync.disk_of >> 20
         );
         if sync.slowed_percent > 0 {

@@ -378,10 +378,6 @@ impl Replicated for Twin {
         disks::held(&self.machine, runs)
     }
 
-    fn disks(&self) -> usize {
-        disks::count(&self.machine)
-    }
-
     fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
         disks::plan(&self.machine, held)
     }

@@ -120,8 +120,7 @@ impl Driver<'_> {
             self.machine.begin_copies(&[]);
             return self.copies_begun(true).map(drop);
         }
-        let runs = mirror::runs_per_disk(self.machine.disks());
-        let held = self.machine.held_disks(runs);
+        let held = self.machine.held_disks(mirror::MAX_RUNS);
         self.queue(mirror::held_frame(self.twin.generation(), &held));
         self.disks.awaits = Some(Awaits::Copies);
         Ok(())

@@ -120,14 +120,8 @@ impl SyncRound {
     /// When it may send more.
     pub(super) fn due(&self) -> Option<Instant> {
         let seconds = self.bytes as f64 / self.rate? as f64;
-        Some(self.began + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-    }
-
-    /// Bytes of disks and memory that were looked at, and of how many.
-    fn looked_at(&self) -> (u64, u64) {
-        let page = PAGE_SIZE as u64;
-        let done = self.sent * page + self.disk_bytes.min(self.disk_of);
-        (done, self.total * page + self.disk_of)
+        let time = Duration::try_from_secs_f64(seconds).ok()?;
+        self.began.checked_add(time)
     }
 
     /// The disks that it begins with have so many bytes.
@@ -137,23 +131,28 @@ impl SyncRound {
 
     /// How far it has come.
     pub(super) fn status(&self) -> SyncStatus {
-        let (done, of) = self.looked_at();
-        let elapsed = self.began.elapsed().as_millis();
-        let eta = elapsed * u128::from(of.saturating_sub(done)) / u128::from(done.max(1));
-        SyncStatus {
+        let mut status = SyncStatus {
             pages: self.sent,
             of: self.total,
             disk_bytes: self.disk_bytes.min(self.disk_of),
             disk_of: self.disk_of,
             bytes: self.bytes,
-            eta_ms: (done > 0).then(|| u64::try_from(eta).unwrap_or(u64::MAX)),
+            eta_ms: None,
             slowed_percent: self.slowed_percent,
-        }
+        };
+        let done = status.done_bytes();
+        let left = status.all_bytes().saturating_sub(done);
+        let elapsed = self.began.elapsed().as_millis();
+        let eta = elapsed * u128::from(left) / u128::from(done.max(1));
+        status.eta_ms = (done > 0).then(|| u64::try_from(eta).unwrap_or(u64::MAX));
+        status
     }
 
     fn tell(&mut self, done: bool) {
         if done || self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
+            let status = self.status();
+            let percent = status.percent();
             let SyncStatus {
                 pages,
                 of,
@@ -162,9 +161,7 @@ impl SyncRound {
                 bytes,
                 eta_ms,
                 slowed_percent,
-            } = self.status();
-            let (done, all) = self.looked_at();
-            let percent = done * 100 / all.max(1);
+            } = status;
             info!(
                 pages,
                 of, disk_bytes, disk_of, bytes, percent, eta_ms, slowed_percent, "sync progress"

@@ -9,15 +9,10 @@ use crate::machine::{DiskCopy, HeldDisk};
 const MAX_DISKS: usize = 64;
 /// Most points of a disk, or of all disks.
 const MAX_POINTS: usize = 64;
-/// Most runs of blocks in a frame.
-const MAX_RUNS: usize = 16 << 10;
+/// Most runs of blocks in a frame, of all disks.
+pub(crate) const MAX_RUNS: usize = 16 << 10;
 /// Longest reason in bytes.
 const MAX_REASON: usize = 200;
-
-/// Runs of blocks that each of so many disks may tell, so that all of them fit into a frame.
-pub(crate) fn runs_per_disk(disks: usize) -> usize {
-    MAX_RUNS / disks.clamp(1, MAX_DISKS)
-}
 
 /// What a standby's disks hold.
 pub(crate) fn held_frame(generation: u64, disks: &[HeldDisk]) -> Frame {
@@ -32,7 +27,7 @@ pub(crate) fn held_frame(generation: u64, disks: &[HeldDisk]) -> Frame {
     {
         payload.extend(disk.to_le_bytes());
         // More runs than there is room for: then it holds nothing that is known.
-        let fits = changed.len() <= runs_per_disk(disks.len());
+        let fits = changed.len() <= MAX_RUNS / disks.len();
         put_points(&mut payload, if fits { points } else { &[] });
         let changed = if fits { &changed[..] } else { &[] };
         payload.extend((changed.len() as u16).to_le_bytes());
@@ -211,7 +206,7 @@ mod tests {
         let disk = |disk| HeldDisk {
             disk,
             points: vec![1; MAX_POINTS],
-            changed: vec![0..1; runs_per_disk(MAX_DISKS)],
+            changed: vec![0..1; MAX_RUNS / MAX_DISKS],
             distrust: Some("x".repeat(MAX_REASON)),
         };
         let disks: Vec<_> = (0..MAX_DISKS as u32).map(disk).collect();

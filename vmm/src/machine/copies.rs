@@ -50,7 +50,8 @@ impl Machine {
     /// Takes up what is known of the twin's copies of the disks. A disk of which nothing can be recorded is always copied in full.
     ///
     /// # Errors
-    /// This process can have no further descriptor.
+    /// A record can neither be used nor removed: a later run would trust what it says. Or this process can have no further
+    /// descriptor.
     pub fn open_mirrors(&self, vm: &str) -> Result<(), Error> {
         for device in &self.devices {
             let signal = self.disks_changed.try_clone();
@@ -59,6 +60,8 @@ impl Machine {
                 && let Err(error) = disk.open_mirror(vm, signal)
             {
                 tracing::warn!(%error, "each copy of this disk will be a full one");
+                let forgotten = disk.forget_mirror();
+                forgotten.map_err(|error| Error::Device(error.to_string()))?;
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use evertwin_devices::virtio::Device;
-use evertwin_devices::virtio::block::{Block, BlockSet, Held, Point};
+use evertwin_devices::virtio::block::{Block, BlockSet, Distrust, Held, Point};
 use evertwin_replicator::machine::{DiskCopy, DiskPlan, HeldDisk, MachineError};
 
 use super::{Machine, lock};
@@ -38,15 +38,10 @@ fn each(machine: &Machine, mut with: impl FnMut(&mut Block)) {
     }
 }
 
-/// Number of writable disks.
-pub(super) fn count(machine: &Machine) -> usize {
-    let mut count = 0;
-    each(machine, |_| count += 1);
-    count
-}
-
-/// What the disks hold, each in so many runs of blocks at most.
+/// What the disks hold, in so many runs of blocks at most.
 pub(super) fn held(machine: &Machine, runs: usize) -> Vec<HeldDisk> {
+    let mut disks = 0;
+    each(machine, |_| disks += 1);
     let mut all = Vec::new();
     each(machine, |disk| {
         let Held {
@@ -57,7 +52,7 @@ pub(super) fn held(machine: &Machine, runs: usize) -> Vec<HeldDisk> {
         all.push(HeldDisk {
             disk: disk.number(),
             points: ids(&points),
-            changed: changed.runs(runs),
+            changed: changed.runs(runs / disks),
             distrust: distrust.map(|why| why.to_string()),
         });
     });
@@ -70,29 +65,23 @@ pub(super) fn plan(machine: &Machine, held: Option<&[HeldDisk]>) -> DiskPlan {
     each(machine, |disk| {
         let number = disk.number();
         let theirs = held.and_then(|held| held.iter().find(|held| held.disk == number));
-        let why_theirs = theirs.and_then(|held| held.distrust.clone());
+        let distrust = theirs.and_then(|held| held.distrust.as_deref());
         let theirs = theirs.map(|held| {
             let mut changed = BlockSet::default();
-            held.changed
-                .iter()
-                .for_each(|run| changed.insert(run.clone()));
+            let runs = held.changed.iter().cloned();
+            runs.for_each(|run| changed.insert(run));
             Held {
-                points: held.points.iter().map(|point| Point(*point)).collect(),
+                points: held.points.iter().copied().map(Point).collect(),
                 changed,
                 distrust: None,
             }
         });
         let plan = disk.plan_copy(theirs.as_ref());
         let bytes = plan.bytes;
-        match (plan.from, plan.why, why_theirs) {
-            (Some(_), _, _) => tracing::info!(disk = number, copy = "delta", bytes, "disk copy"),
-            (None, why, theirs) => {
-                let theirs = theirs.map(|why| format!("at the peer: {why}"));
-                let why = [theirs, why]
-                    .into_iter()
-                    .flatten()
-                    .collect::<Vec<_>>()
-                    .join("; ");
+        match plan.from {
+            Some(_) => tracing::info!(disk = number, copy = "delta", bytes, "disk copy"),
+            None => {
+                let why = reason(distrust, plan.distrust.as_ref());
                 tracing::info!(disk = number, copy = "full", bytes, why, "disk copy");
             }
         }
@@ -103,6 +92,17 @@ pub(super) fn plan(machine: &Machine, held: Option<&[HeldDisk]>) -> DiskPlan {
         });
     });
     all
+}
+
+/// Why a disk is copied in full.
+fn reason(theirs: Option<&str>, ours: Option<&Distrust>) -> String {
+    let theirs = theirs.map(|why| format!("at the peer: {why}"));
+    let ours = ours.map(|why| format!("here: {why}"));
+    let known: Vec<_> = [theirs, ours].into_iter().flatten().collect();
+    match known.is_empty() {
+        true => "the two disks have no common past".to_owned(),
+        false => known.join("; "),
+    }
 }
 
 /// Whether a new point would save a later copy anything.

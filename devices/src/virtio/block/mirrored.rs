@@ -7,7 +7,9 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mirror::{self, Mirror, Step, Ticket};
-use super::{BLOCK_BYTES, Block, BlockSet, CopyMark, DiskData, DiskWrite, Held, Operation, Point};
+use super::{
+    BLOCK_BYTES, Block, BlockSet, CopyMark, DiskData, DiskWrite, Distrust, Held, Operation, Point,
+};
 
 /// What a block device needs for its mirror.
 #[derive(Default)]
@@ -30,8 +32,8 @@ pub struct CopyPlan {
     pub from: Option<Point>,
     /// Bytes to be looked at; what of it is zero is not sent.
     pub bytes: u64,
-    /// Why everything is copied, if so.
-    pub why: Option<String>,
+    /// Why this side knows no point, if it knows none.
+    pub distrust: Option<Distrust>,
 }
 
 impl Mirrored {
@@ -108,22 +110,14 @@ impl Block {
             return CopyPlan {
                 from: Some(point),
                 bytes,
-                why: None,
+                distrust: None,
             };
         }
         self.mirrored.delta = None;
-        let ours = self.held().distrust.map(|why| format!("here, {why}"));
-        let theirs = theirs.and_then(|held| held.distrust.as_ref());
-        let theirs = theirs.map(|why| format!("at the peer, {why}"));
-        let both = [theirs, ours].into_iter().flatten().collect::<Vec<_>>();
-        let why = match both.is_empty() {
-            true => "the two disks have no common past".to_owned(),
-            false => both.join("; "),
-        };
         CopyPlan {
             from: None,
             bytes: self.ring.image().allocated(),
-            why: Some(why),
+            distrust: self.held().distrust,
         }
     }
 

@@ -393,10 +393,6 @@ impl Machine for FakeVm {
         }]
     }
 
-    fn disks(&self) -> usize {
-        1
-    }
-
     fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
         let mut inner = self.0.lock();
         let tracks = inner.tracking && inner.tracks_at <= Instant::now();

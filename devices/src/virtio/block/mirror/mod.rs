@@ -6,8 +6,8 @@
 //! (a write-intent bitmap, as of Linux' md); so this is known after a crash and a loss of power as well. A standby needs no such bits:
 //! what it repeats was written by its primary, which has them.
 //!
-//! No system call is made here but in [`open`](Mirror::open), [`forget`](Mirror::forget), [`begin_copy`](Mirror::begin_copy) and
-//! [`close`](Mirror::close): the device takes steps from here and says how they went.
+//! While the guest runs nothing here waits for a disk: the device takes steps from here and says how they went. Only
+//! [`open`](Mirror::open), [`begin_copy`](Mirror::begin_copy), [`close`](Mirror::close), [`forget`] and a failure write by themselves.
 
 mod blocks;
 mod record;
@@ -434,7 +434,7 @@ impl Mirror {
                 self.mark();
                 self.go_on();
             }
-            Ticket::Header(number) if number == self.settled => self.settled(),
+            Ticket::Header(number) if number == self.settled => self.header_is_durable(),
             Ticket::Flush(_) | Ticket::Header(_) => {}
         }
     }
@@ -465,7 +465,7 @@ impl Mirror {
         }
     }
 
-    fn settled(&mut self) {
+    fn header_is_durable(&mut self) {
         let Some(Settling { point, alone, .. }) = self.settling.take() else {
             return;
         };
