@@ -2,7 +2,7 @@
 
 /// A named point. Armed (`return`), it kills the process: nothing is unwound, flushed or said.
 /// Without the feature `failpoints` it is nothing.
-pub(crate) fn crash_point(_name: &str) {
+pub fn crash_point(_name: &str) {
     fail::fail_point!(_name, |_| die());
 }
 

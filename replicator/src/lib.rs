@@ -10,7 +10,7 @@ mod beacon;
 mod config;
 mod connection;
 pub mod control;
-mod crash;
+pub mod crash;
 mod driver;
 pub mod machine;
 mod network;

@@ -335,18 +335,24 @@ pub trait Machine: Send {
     /// Primary: a failure that was kept from the guest, told once.
     fn take_disk_failure(&mut self) -> Option<String>;
 
-    /// An eventfd, written when there may be something for [`Machine::take_reached_point`], [`Machine::copies_begun`] or
-    /// [`Machine::take_disk_failure`]. The replicator polls it and reads it.
+    /// An eventfd, written when there may be something for [`Machine::take_reached_point`], [`Machine::copies_begun`],
+    /// [`Machine::check_disks`] or [`Machine::take_disk_failure`]. The replicator polls it and reads it.
     fn disks_changed(&self) -> RawFd;
 
     /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.
     fn confirm_point(&mut self, point: u128);
 
-    /// Standby: repeats writes on the disks.
+    /// Standby: has writes repeated on the disks, after all that was to be before. Waits if too much is on its way to them.
     ///
     /// # Errors
-    /// When a disk fails, or is not as large as the primary's.
+    /// When a disk has failed, or is not as large as the primary's; perhaps only at a later call.
     fn write_disks(&mut self, writes: &[DiskWrite]) -> Result<(), MachineError>;
+
+    /// Standby: fails if something could not be repeated on the disks. [`Machine::disks_changed`] says when to ask.
+    ///
+    /// # Errors
+    /// As [`Machine::write_disks`].
+    fn check_disks(&self) -> Result<(), MachineError>;
 
     /// Standby: fills the given pages with zeroes. Worth its own implementation where a
     /// page that was never touched can be left untouched.
@@ -360,11 +366,11 @@ pub trait Machine: Send {
             .try_for_each(|page| self.store_pages(std::slice::from_ref(page), &zeroes))
     }
 
-    /// Standby: makes `state` the one that [`Machine::promote`] restores, and brings the
-    /// disk writes to the disks. The epoch's pages were stored before.
+    /// Standby: makes `state` the one that [`Machine::promote`] restores, and has the disk writes brought to the disks, all of
+    /// them or none if this host dies (I3). The epoch's pages were stored before.
     ///
     /// # Errors
-    /// When the state is not one this machine can restore, or a disk fails.
+    /// When the state is not one this machine can restore; and as [`Machine::write_disks`].
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError>;
 
     /// Standby: restores the state applied last, announces the guest to the network, gives

@@ -101,6 +101,37 @@ fn a_returning_standby_gets_what_has_changed() {
 }
 
 #[test]
+fn a_standby_that_dies_comes_back_with_a_whole_epoch() {
+    let mut stage = with_a_point();
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 200);
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "solo");
+    wait_for_more(&load, 100);
+    stage.pair.start(Node::B).unwrap();
+    let recovered = "the disks hold the last epoch of their journal";
+    stage.wait_for(Node::B, recovered);
+    stage.wait_for(Node::B, "standby ready");
+    // That it was repeated is no reason to distrust the disk.
+    assert_eq!(copy_by(&mut stage, Node::A).0, "delta");
+    wait_for_more(&load, 100);
+    demand_clean(load);
+    assert_same_disks(&stage);
+    // The guest goes on there: what it writes from now on is not undone by an older journal.
+    stage.twin(Node::A).kill();
+    stage.wait_for(Node::B, "promoted");
+    write(&stage, 100);
+    stage.twin(Node::B).kill();
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::B, "solo");
+    let lines = stage.twin(Node::B).log().lines();
+    let mut again = lines
+        .iter()
+        .filter(|line| line.message().as_deref() == Some(recovered));
+    assert!(again.next().is_none());
+}
+
+#[test]
 fn what_a_primary_wrote_alone_outlives_its_process() {
     let mut stage = with_a_point();
     stage.twin(Node::B).kill();

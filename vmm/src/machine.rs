@@ -9,6 +9,7 @@ mod slowdown;
 pub use assemble::ConsoleOutput;
 #[cfg(test)]
 pub(crate) use assemble::MAX_DEVICES;
+pub(crate) use copies::{finish_copies, journaled};
 pub use pause::{PausePhases, Paused};
 pub(crate) use pause::{Stopwatch, lock};
 
@@ -110,7 +111,7 @@ impl Machine {
     pub fn boot(&mut self) -> Result<(), Error> {
         self.check_disks()?;
         // The process that made them whole may not have lived to see them durable.
-        self.finish_copies();
+        finish_copies(&self.devices);
         let acpi = acpi::write(&self.memory, self.config.vcpus, self.devices.len())?;
         let guest = boot::Guest {
             kernel: &self.config.kernel,

@@ -108,6 +108,7 @@ pub fn run(
     let stop = Stop::new().map_err(RunError::host("catch signals"))?;
     let asker = stop.asker().map_err(RunError::host("copy a descriptor"))?;
     let machine = Machine::new(&kvm, vm, ConsoleOutput::Stdio(asker))?;
+    machine.recover_disks()?;
     let _terminal = RawTerminal::enter().map_err(RunError::host("set up the terminal"))?;
     match replication {
         None => plain(machine, &stop, started),

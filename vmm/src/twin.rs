@@ -1,5 +1,6 @@
 //! The machine as the replicator sees it: epochs out, epochs in.
 
+mod applier;
 mod disks;
 
 use std::ops::Deref;
@@ -48,7 +49,7 @@ impl Twin {
             dirty_log: DirtyLog::new(machine.vm())?,
             dirty: PageSet::new(&memory::region_list(machine.memory())),
             standing: None,
-            disks: Disks::default(),
+            disks: Disks::new(&machine).map_err(|error| Error::Device(error.to_string()))?,
             forwarding: false,
             last_pause: PausePhases::default(),
             machine,
@@ -375,6 +376,8 @@ impl Replicated for Twin {
     }
 
     fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk> {
+        // What came over an earlier link is part of it. Where that failed the run is about to end.
+        let _ = self.disks.settle();
         disks::held(&self.machine, runs)
     }
 
@@ -399,7 +402,7 @@ impl Replicated for Twin {
     }
 
     fn follow_point(&mut self, point: u128, keep: &[u128]) {
-        self.disks.follow_point(&self.machine, point, keep);
+        self.disks.follow_point(point, keep);
     }
 
     fn take_reached_point(&mut self) -> Option<u128> {
@@ -423,17 +426,12 @@ impl Replicated for Twin {
     }
 
     fn write_disks(&mut self, writes: &[DiskWrite]) -> Result<(), MachineError> {
-        fail::fail_point!("disk::skip_apply", |_| Ok(()));
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let writes: Vec<_> = writes.iter().map(to_device_write).collect();
-        // Each disk takes the writes that carry its number.
-        self.machine
-            .devices()
-            .iter()
-            .try_for_each(|device| lock(device).apply_disk_writes(&writes))
-            .map_err(|e| MachineError::new(format!("disk writes can't be repeated here: {e}")))
+        self.disks
+            .fill(writes.iter().map(to_device_write).collect())
+    }
+
+    fn check_disks(&self) -> Result<(), MachineError> {
+        self.disks.check()
     }
 
     fn zero_pages(&mut self, pages: &[u64]) -> Result<(), MachineError> {
@@ -457,9 +455,8 @@ impl Replicated for Twin {
 
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
         self.standing = Some(checkpoint::decode(state).map_err(failed)?);
-        self.write_disks(disk_writes)?;
-        self.disks.applied(&self.machine);
-        Ok(())
+        self.disks
+            .apply(disk_writes.iter().map(to_device_write).collect())
     }
 
     fn promote(&mut self, inbound: Vec<InboundFrame>) -> Result<(), MachineError> {
@@ -467,6 +464,7 @@ impl Replicated for Twin {
             .standing
             .take()
             .ok_or_else(|| MachineError::new("no committed state to promote"))?;
+        self.disks.take()?;
         self.stop_forwarding();
         // Before the devices move: what has come in since is newer.
         self.receive(inbound);

@@ -140,6 +140,7 @@ pub(crate) const POINTS: &[Point] = &[
     standby("C8", "epoch::received", Load, 20, GoesOn),
     standby("C8", "epoch::acked", Load, 20, GoesOn),
     standby("C9", "epoch::half_applied", Load, 20, GoesOn),
+    standby("C9", "epoch::half_written", Load, 20, GoesOn),
     standby("C9", "epoch::applied", Load, 20, GoesOn),
     primary("C8", "link::lost", PeerKilled, 0, Restarts),
     primary("C8", "strike::asked", PeerKilled, 0, Restarts),

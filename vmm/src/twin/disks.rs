@@ -1,18 +1,17 @@
 //! Disks that have a copy at the twin: what is copied, and points at which both hold the same (I10).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use evertwin_devices::virtio::Device;
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use evertwin_devices::virtio::block::{Block, BlockSet, Distrust, Held, Point};
+use evertwin_devices::virtio::{Device, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{DiskCopy, DiskPlan, HeldDisk, MachineError};
 
+use super::applier::{Applier, Task};
 use super::{Machine, lock};
-use crate::machine::SharedDevice;
 
 /// What is under way with the disks of one twin.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Disks {
     /// Standby: the disks are being made copies, of which some are not whole yet.
     copying: bool,
@@ -22,6 +21,8 @@ pub(super) struct Disks {
     begun: Option<Receiver<io::Result<()>>>,
     /// The point that is being made durable.
     followed: Option<Point>,
+    /// Standby: does what is to be done with them.
+    applier: Applier,
 }
 
 /// What both twins' words for it are.
@@ -126,51 +127,33 @@ pub(super) fn take_failure(machine: &Machine) -> Option<String> {
     failure
 }
 
-/// Prepares one disk for its copy.
-fn begin_copy(device: &SharedDevice, from: Option<Point>) -> io::Result<()> {
-    let Some(mark) = lock(device).disk().map(|disk| Arc::clone(disk.copy_mark())) else {
-        return Ok(());
-    };
-    // Without the device's lock, which others want meanwhile.
-    mark.begin()?;
-    if let Some(disk) = lock(device).disk() {
-        disk.begin_copy(from)?;
-        let copy = if from.is_some() { "delta" } else { "full" };
-        tracing::info!(disk = disk.number(), copy, "disk becomes a copy");
-    }
-    Ok(())
-}
-
 impl Disks {
-    /// Standby: its disks become copies. They are marked and cleared by a thread of its own.
+    /// What is to be done with the disks of this machine.
+    pub(super) fn new(machine: &Machine) -> io::Result<Self> {
+        let changed = machine.disks_changed().try_clone()?;
+        let devices = machine.devices().to_vec();
+        Ok(Self {
+            copying: false,
+            due: None,
+            begun: None,
+            followed: None,
+            applier: Applier::start(&machine.config().name, devices, changed)?,
+        })
+    }
+
+    /// Standby: its disks become copies.
     pub(super) fn begin_copies(&mut self, machine: &Machine, copies: &[DiskCopy]) {
-        // What was begun for an earlier link ends first.
-        self.copies_begun(true);
         self.copying = true;
         self.followed = None;
-        let mut begin = Vec::new();
-        for device in machine.devices() {
-            if let Some(disk) = lock(device).disk() {
-                let copy = copies.iter().find(|copy| copy.disk == disk.number());
-                let from = copy.and_then(|copy| copy.from).map(Point);
-                begin.push((Arc::clone(device), from));
-            }
-        }
-        let (tell, begun) = channel();
-        let changed = machine.disks_changed().try_clone();
-        let task = move || {
-            let result = begin
-                .iter()
-                .try_for_each(|(device, from)| begin_copy(device, *from));
-            let _ = tell.send(result);
-            if let Ok(changed) = changed {
-                let _ = changed.write(1);
-            }
-        };
+        let mut from = Vec::new();
+        each(machine, |disk| {
+            let copy = copies.iter().find(|copy| copy.disk == disk.number());
+            from.push(copy.and_then(|copy| copy.from).map(Point));
+        });
+        let (tell, begun) = bounded(1);
         self.begun = Some(begun);
-        let thread = std::thread::Builder::new().name("disk-copy".to_owned());
-        if let Err(error) = thread.spawn(task) {
-            tracing::error!(%error, "the disks can't be prepared for the copy");
+        if self.applier.ask(Task::Begin(from, tell)).is_err() {
+            // Whoever asks how far it has come is told why.
             let _ = machine.disks_changed().write(1);
         }
     }
@@ -186,8 +169,8 @@ impl Disks {
             },
         };
         self.begun = None;
-        let ended = || io::Error::other("its thread has ended");
-        let result = result.unwrap_or_else(|| Err(ended()));
+        let ended = || self.applier.failure().unwrap_or_default();
+        let result = result.unwrap_or_else(|| Err(io::Error::other(ended())));
         Some(result.map_err(|error| {
             MachineError::new(format!(
                 "a disk can't be made a copy of the peer's: {error}"
@@ -195,11 +178,41 @@ impl Disks {
         }))
     }
 
-    /// Standby: an epoch was applied. The first one makes copies whole.
-    pub(super) fn applied(&mut self, machine: &Machine) {
-        if std::mem::take(&mut self.copying) {
-            machine.finish_copies();
-        }
+    /// Standby: part of the peer's disks has come.
+    pub(super) fn fill(&self, writes: Vec<DeviceWrite>) -> Result<(), MachineError> {
+        self.applier
+            .ask(Task::Fill(writes))
+            .map_err(MachineError::new)
+    }
+
+    /// Standby: an epoch was committed. The first one makes copies whole.
+    pub(super) fn apply(&mut self, writes: Vec<DeviceWrite>) -> Result<(), MachineError> {
+        let asked = self.applier.ask(Task::Epoch(writes));
+        let asked = asked.and_then(|()| match std::mem::take(&mut self.copying) {
+            true => self.applier.ask(Task::Finish),
+            false => Ok(()),
+        });
+        asked.map_err(MachineError::new)
+    }
+
+    /// Standby: what is on the disks is all that has come.
+    pub(super) fn settle(&self) -> Result<(), MachineError> {
+        self.applier
+            .ask_and_wait(Task::Wait)
+            .map_err(MachineError::new)
+    }
+
+    /// The guest goes on here, from disks that hold all that has come.
+    pub(super) fn take(&self) -> Result<(), MachineError> {
+        self.applier
+            .ask_and_wait(Task::Take)
+            .map_err(MachineError::new)
+    }
+
+    /// Standby: fails if the disks could not take what has come.
+    pub(super) fn check(&self) -> Result<(), MachineError> {
+        let failure = self.applier.failure();
+        failure.map_or(Ok(()), |failure| Err(MachineError::new(failure)))
     }
 
     /// Primary: the next capture begins this point. Returns what is durable on all disks.
@@ -232,14 +245,12 @@ impl Disks {
     }
 
     /// Standby: the epoch applied last is this point.
-    pub(super) fn follow_point(&mut self, machine: &Machine, point: u128, keep: &[u128]) {
+    pub(super) fn follow_point(&mut self, point: u128, keep: &[u128]) {
         let keep: Vec<_> = keep.iter().copied().map(Point).collect();
         let point = Point(point);
         self.followed = Some(point);
-        each(machine, |disk| {
-            disk.begin_point(point, &keep);
-            disk.settle_point(point, false);
-        });
+        // One that can't be asked has failed, which is told elsewhere.
+        let _ = self.applier.ask(Task::Follow(point, keep));
     }
 
     /// Primary: the twin has made a point durable.

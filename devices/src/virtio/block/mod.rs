@@ -3,11 +3,14 @@
 mod beside;
 mod copy_mark;
 mod image;
+mod image_id;
+mod journal;
 mod mirror;
 mod mirrored;
 mod operation;
 mod request;
 mod ring;
+mod sealed;
 mod serial;
 mod withheld;
 
@@ -25,6 +28,7 @@ use super::{
 };
 pub use copy_mark::CopyMark;
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
+pub use journal::{Journal, JournalError, JournaledDisk, Recovery, recover};
 pub use mirror::{BLOCK_BYTES, BlockSet, Distrust, Held, Point};
 pub use mirrored::CopyPlan;
 use mirrored::Mirrored;

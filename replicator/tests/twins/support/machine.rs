@@ -528,6 +528,10 @@ impl Machine for FakeVm {
         Ok(())
     }
 
+    fn check_disks(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
         let mut inner = self.0.lock();
         inner.repeat(disk_writes);

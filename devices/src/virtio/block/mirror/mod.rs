@@ -25,17 +25,16 @@ use roaring::RoaringBitmap;
 
 use super::beside;
 use super::image::DiskImage;
+use super::image_id::{self, ImageId, changed_at};
 pub use blocks::{BLOCK_BYTES, BlockSet};
 use blocks::{MAX_BYTES, blocks_of};
 pub use record::Point;
-use record::{Header, ImageId, REGION_BYTES, changed_at, page, page_of, pages, regions_of};
+use record::{Header, REGION_BYTES, page, page_of, pages, regions_of};
 
 /// Added to the name of an image.
 const SUFFIX: &str = ".mirror";
 /// An image that is written to leaves word of it this often.
 const STAMP: Duration = Duration::from_secs(1);
-/// An image may be this much newer than the last word of who wrote to it.
-const SLACK_NANOS: i128 = 5_000_000_000;
 
 /// Why nothing that was known of a disk can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,6 +146,17 @@ pub(super) struct Mirror {
 /// The record of the image at this path.
 pub(super) fn path_of(image: &DiskImage) -> PathBuf {
     beside::place(image.path(), image.is_device(), SUFFIX)
+}
+
+/// Leaves word that the image at this path was written to by who may, if there is a record of it.
+pub(super) fn stamp_record(image: &Path, is_device: bool) -> io::Result<()> {
+    let path = beside::place(image, is_device, SUFFIX);
+    let stamped = match OpenOptions::new().write(true).open(&path) {
+        Ok(file) => image_id::stamp(&file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    stamped.map_err(|error| named(&path, error))
 }
 
 /// Makes sure that nobody trusts what was known of an image: it is about to be written to without a mirror.
@@ -388,8 +398,7 @@ impl Mirror {
     pub(super) fn stamp(&mut self) {
         if !self.failed && self.stamped.is_none_or(|at| at.elapsed() >= STAMP) {
             self.stamped = Some(Instant::now());
-            let now = fs::FileTimes::new().set_modified(std::time::SystemTime::now());
-            if let Err(error) = self.file.set_times(now) {
+            if let Err(error) = image_id::stamp(&self.file) {
                 tracing::debug!(%error, "a disk's record can't be stamped");
             }
         }
@@ -572,21 +581,14 @@ fn trusted(
     if header.image != *id {
         return Ok(Err(Distrust::Replaced));
     }
-    let changed = changed_at(image.file())?;
     let same = match header.closed {
-        Some(closed) => changed == closed,
-        None => changed <= modified_at(file)? + SLACK_NANOS,
+        Some(closed) => changed_at(image.file())? == closed,
+        None => !image_id::is_newer(image.file(), file)?,
     };
     Ok(match same {
         true => Ok((header, marked)),
         false => Err(Distrust::Changed),
     })
-}
-
-fn modified_at(file: &File) -> io::Result<i128> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = file.metadata()?;
-    Ok(i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()))
 }
 
 /// The regions of all that was written since a point.

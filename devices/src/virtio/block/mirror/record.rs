@@ -7,22 +7,19 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::super::image_id::ImageId;
+use super::super::sealed::{self, BadHeader, CONTENTS, PAGE, seal, unseal};
 use super::Distrust;
 
 /// Bytes of a region, which one bit of the file stands for.
 pub(super) const REGION_BYTES: u64 = 1 << 20;
-/// Bytes of a header or a page of bits: what a device writes at once, if any.
-const PAGE: usize = 4096;
-/// Bytes of bits in a page; its checksum follows.
-const BITS_BYTES: usize = PAGE - 8;
 /// Regions in a page.
-const REGIONS_PER_PAGE: u32 = BITS_BYTES as u32 * 8;
+const REGIONS_PER_PAGE: u32 = CONTENTS as u32 * 8;
 const HEADERS: u64 = 2;
 const MAGIC: [u8; 8] = *b"EVTWDISK";
 /// Of the file's form.
@@ -34,45 +31,6 @@ const MAX_POINTS: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Point(pub u128);
-
-/// Which file or device an image is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ImageId {
-    pub(super) bytes: u64,
-    inode: u64,
-    /// When the file was made, in seconds and nanoseconds, if its file system knows.
-    made: Option<(u64, u32)>,
-}
-
-impl ImageId {
-    pub(super) fn of(image: &File, bytes: u64) -> io::Result<Self> {
-        let metadata = image.metadata()?;
-        if metadata.file_type().is_block_device() {
-            // A device's node is made anew at each start of the host.
-            return Ok(Self {
-                bytes,
-                inode: 0,
-                made: None,
-            });
-        }
-        let made = metadata.created().ok();
-        let made = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-        Ok(Self {
-            bytes,
-            inode: metadata.ino(),
-            made: made.map(|at| (at.as_secs(), at.subsec_nanos())),
-        })
-    }
-}
-
-/// When a file was changed last by its file system's clock, in nanoseconds. Always the same for a device, which does not tell.
-pub(super) fn changed_at(file: &File) -> io::Result<i128> {
-    let metadata = file.metadata()?;
-    if metadata.file_type().is_block_device() {
-        return Ok(0);
-    }
-    Ok(i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()))
-}
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +45,15 @@ pub(super) struct Header {
     pub(super) points: Vec<Point>,
     /// When the image was changed last, if it was put down in an orderly way.
     pub(super) closed: Option<i128>,
+}
+
+impl From<BadHeader> for Distrust {
+    fn from(bad: BadHeader) -> Self {
+        match bad {
+            BadHeader::Damaged => Self::Damaged,
+            BadHeader::Version(version) => Self::Version(version),
+        }
+    }
 }
 
 impl Header {
@@ -105,34 +72,12 @@ impl Header {
     /// Its successor's bytes, and where they go: never where the one before it is.
     pub(super) fn advance(&mut self) -> io::Result<(u64, Vec<u8>)> {
         self.serial += 1;
-        let text = serde_json::to_vec(self)?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend((text.len() as u32).to_le_bytes());
-        bytes.extend(text);
-        if bytes.len() > BITS_BYTES {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        Ok((self.serial % HEADERS * PAGE as u64, seal(bytes, 0)))
+        let page = sealed::header(MAGIC, self)?;
+        Ok((self.serial % HEADERS * PAGE as u64, page))
     }
 
     fn decode(page: &[u8; PAGE]) -> Result<Self, Distrust> {
-        let (bytes, sum) = page.split_at(BITS_BYTES);
-        if !bytes.starts_with(&MAGIC) || checksum(bytes, 0).to_le_bytes() != sum {
-            return Err(Distrust::Damaged);
-        }
-        let rest = &bytes[MAGIC.len()..];
-        let (len, rest) = rest.split_first_chunk().ok_or(Distrust::Damaged)?;
-        let text = rest.get(..u32::from_le_bytes(*len) as usize);
-        let text = text.ok_or(Distrust::Damaged)?;
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let Version { version } = serde_json::from_slice(text).map_err(|_| Distrust::Damaged)?;
-        if version != VERSION {
-            return Err(Distrust::Version(version));
-        }
-        let header: Self = serde_json::from_slice(text).map_err(|_| Distrust::Damaged)?;
+        let header: Self = sealed::read_header(MAGIC, VERSION, page)?;
         if header.points.len() > MAX_POINTS {
             return Err(Distrust::Damaged);
         }
@@ -177,11 +122,11 @@ fn read_bits(
     marked: &mut RoaringBitmap,
 ) {
     let first = number * REGIONS_PER_PAGE;
-    let (bits, sum) = page.split_at(BITS_BYTES);
-    if !whole || checksum(bits, u64::from(number) + 1).to_le_bytes() != sum {
+    let bits = unseal(page, u64::from(number) + 1).filter(|_| whole);
+    let Some(bits) = bits else {
         marked.insert_range(first..regions.min(first + REGIONS_PER_PAGE));
         return;
-    }
+    };
     for (at, byte) in (0..).zip(bits) {
         let set = (0..8).filter(|bit| byte & (1 << bit) != 0);
         let numbers = set.map(|bit| first + at * 8 + bit);
@@ -192,7 +137,7 @@ fn read_bits(
 /// The page of bits of this number, and where it goes.
 pub(super) fn page(number: u32, marked: &RoaringBitmap) -> (u64, Vec<u8>) {
     let first = number * REGIONS_PER_PAGE;
-    let mut bits = vec![0; BITS_BYTES];
+    let mut bits = vec![0; CONTENTS];
     for region in marked.range(first..first.saturating_add(REGIONS_PER_PAGE)) {
         let at = region - first;
         bits[(at / 8) as usize] |= 1 << (at % 8);
@@ -219,23 +164,10 @@ fn place_of(page: u32) -> u64 {
     (HEADERS + u64::from(page)) * PAGE as u64
 }
 
-/// A page of these bytes and zeroes behind them, with its checksum at the end.
-fn seal(mut bytes: Vec<u8>, seed: u64) -> Vec<u8> {
-    bytes.resize(BITS_BYTES, 0);
-    let sum = checksum(&bytes, seed);
-    bytes.extend(sum.to_le_bytes());
-    bytes
-}
-
-/// A page in the place of another is found out by its seed.
-fn checksum(bytes: &[u8], seed: u64) -> u64 {
-    xxh3_64_with_seed(bytes, seed)
-}
-
 /// A header with other text in it, for tests.
 #[cfg(test)]
 pub(super) fn reseal(page: &[u8], from: &str, to: &str) -> Vec<u8> {
-    let text = page[..BITS_BYTES].to_vec();
+    let text = page[..CONTENTS].to_vec();
     let at = text.windows(from.len()).position(|w| w == from.as_bytes());
     let mut text = text;
     if let Some(at) = at {

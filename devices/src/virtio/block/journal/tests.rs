@@ -1,0 +1,347 @@
+use tempfile::TempDir;
+
+use super::super::{DiskData, DiskSerial};
+use super::*;
+
+const SIZE: u64 = 64 << 20;
+const VM: &str = "shop";
+
+/// Disks of a VM, as one run of a standby has them.
+struct Run {
+    blocks: Vec<Block>,
+}
+
+fn images(count: u32) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for disk in 0..count {
+        let file = File::create(path(&directory, disk)).unwrap();
+        file.set_len(SIZE).unwrap();
+    }
+    directory
+}
+
+fn path(directory: &TempDir, disk: u32) -> PathBuf {
+    directory.path().join(format!("disk{disk}.img"))
+}
+
+fn run(directory: &TempDir, count: u32) -> Run {
+    let open = |disk| {
+        let serial = DiskSerial::of_disk(disk);
+        Block::open(disk, &path(directory, disk), false, serial).unwrap()
+    };
+    Run {
+        blocks: (0..count).map(open).collect(),
+    }
+}
+
+impl Run {
+    fn disks(&self) -> Vec<JournaledDisk> {
+        let disks = self.blocks.iter().map(|block| block.journaled().unwrap());
+        disks.collect()
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::new(VM, self.disks()).unwrap()
+    }
+
+    fn apply(&mut self, writes: &[DiskWrite]) {
+        for block in &mut self.blocks {
+            let disk = block.disk;
+            let own = writes.iter().filter(|write| write.disk == disk);
+            block.repeat(own).unwrap();
+        }
+    }
+
+    fn recover(&mut self) -> Result<Recovery, JournalError> {
+        let disks = self.disks();
+        recover(VM, &disks, |writes| {
+            self.apply(writes);
+            Ok(())
+        })
+    }
+}
+
+fn bytes(disk: u32, offset: u64, byte: u8, len: usize) -> DiskWrite {
+    DiskWrite {
+        disk,
+        offset,
+        data: DiskData::Bytes(vec![byte; len].into()),
+    }
+}
+
+/// One byte on each of two disks, far apart.
+fn epoch(number: u8) -> Vec<DiskWrite> {
+    vec![bytes(0, 4096, number, 512), bytes(1, 8 << 20, number, 512)]
+}
+
+fn contents(directory: &TempDir, disk: u32, offset: u64) -> u8 {
+    let mut byte = [0];
+    let file = File::open(path(directory, disk)).unwrap();
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0]
+}
+
+fn both(directory: &TempDir) -> (u8, u8) {
+    (
+        contents(directory, 0, 4096),
+        contents(directory, 1, 8 << 20),
+    )
+}
+
+#[test]
+fn who_dies_in_the_middle_of_an_epoch_has_all_of_it_at_the_next_start() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let mut journal = standby.journal();
+    journal.append(&[epoch(1), epoch(2)]).unwrap();
+    standby.apply(&epoch(1));
+    // Half of the second.
+    standby.apply(&epoch(2)[1..]);
+    assert_eq!(both(&directory), (1, 2));
+    drop((journal, standby));
+    let mut next = run(&directory, 2);
+    assert_eq!(next.recover().unwrap(), Recovery::Repeated(2));
+    assert_eq!(both(&directory), (2, 2));
+    // Once is enough.
+    assert_eq!(next.recover().unwrap(), Recovery::Nothing);
+}
+
+#[test]
+fn an_epoch_that_is_not_whole_in_the_journal_is_on_no_disk() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let mut journal = standby.journal();
+    journal.append(&[epoch(1)]).unwrap();
+    standby.apply(&epoch(1));
+    let torn = journal.at;
+    journal.append(&[epoch(2)]).unwrap();
+    for (place, harm) in [(torn + 60, 1), (torn + 70, 1), (torn + 700, 1)] {
+        let mut byte = [0];
+        journal.files[0].read_exact_at(&mut byte, place).unwrap();
+        journal.files[0]
+            .write_all_at(&[byte[0] ^ harm], place)
+            .unwrap();
+        let found = standby.recover().unwrap();
+        assert_eq!(found, Recovery::Repeated(1), "{place}");
+        assert_eq!(both(&directory), (1, 1));
+        // As it was before.
+        journal.files[0].write_all_at(&byte, place).unwrap();
+        write_master(&journal.files[0], &journal.master).unwrap();
+    }
+    assert_eq!(standby.recover().unwrap(), Recovery::Repeated(2));
+    assert_eq!(both(&directory), (2, 2));
+}
+
+#[test]
+fn what_was_forgotten_is_not_repeated() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let mut journal = standby.journal();
+    journal.append(&[epoch(1), epoch(2)]).unwrap();
+    standby.apply(&epoch(1));
+    standby.apply(&epoch(2));
+    // The guest runs here now, and writes.
+    journal.forget().unwrap();
+    standby.apply(&epoch(7));
+    drop((journal, standby));
+    let mut next = run(&directory, 2);
+    assert_eq!(next.recover().unwrap(), Recovery::Nothing);
+    assert_eq!(both(&directory), (7, 7));
+    // A later life does not believe an earlier one's entries, which are still there.
+    let mut journal = next.journal();
+    journal.append(&[epoch(8)]).unwrap();
+    next.apply(&epoch(8)[1..]);
+    assert_eq!(next.recover().unwrap(), Recovery::Repeated(1));
+    assert_eq!(both(&directory), (8, 8));
+}
+
+#[test]
+fn files_take_turns_and_their_entries_stay_in_order() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let mut journal = standby.journal();
+    let large = |number: u8| vec![bytes(0, 0, number, 9 << 20), bytes(1, 8 << 20, number, 512)];
+    for number in 1..=21 {
+        let epochs = [large(number)];
+        journal.append(&epochs).unwrap();
+        standby.apply(&epochs[0]);
+    }
+    assert_eq!(journal.current, 1, "four of them fill a file");
+    // Part of the last one is lost: the host went down with it in its memory.
+    standby.apply(&[bytes(0, 0, 20, 9 << 20)]);
+    drop((journal, standby));
+    let mut next = run(&directory, 2);
+    // Those of the file that was filled before, and one.
+    assert_eq!(next.recover().unwrap(), Recovery::Repeated(5));
+    assert_eq!(both(&directory), (21, 21));
+}
+
+#[test]
+fn disks_whose_journal_has_a_hole_are_not_booted_from() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let mut journal = standby.journal();
+    for number in 1..=5 {
+        let epochs = [vec![bytes(0, 0, number, 9 << 20)]];
+        journal.append(&epochs).unwrap();
+        standby.apply(&epochs[0]);
+    }
+    assert_eq!(journal.current, 1);
+    journal.files[0].write_all_at(&[1], 20 << 20).unwrap();
+    assert!(!standby.blocks[1].copy_mark().is_unfinished().unwrap());
+    assert_eq!(standby.recover().unwrap(), Recovery::Damaged);
+    for block in &standby.blocks {
+        assert!(block.copy_mark().is_unfinished().unwrap());
+    }
+}
+
+#[test]
+fn disks_that_are_not_what_they_were_are_left_alone() {
+    let ready = || {
+        let directory = images(2);
+        let mut standby = run(&directory, 2);
+        standby.journal().append(&[epoch(1)]).unwrap();
+        standby.apply(&epoch(1)[1..]);
+        directory
+    };
+    // Restored from a backup.
+    let directory = ready();
+    std::fs::remove_file(path(&directory, 1)).unwrap();
+    File::create(path(&directory, 1))
+        .unwrap()
+        .set_len(SIZE)
+        .unwrap();
+    let found = run(&directory, 2).recover().unwrap();
+    assert_eq!(
+        found,
+        Recovery::Forgotten("they are of other images".into())
+    );
+    assert_eq!(both(&directory), (0, 0));
+    // Written to by another program, long after.
+    let directory = ready();
+    for suffix in SUFFIXES {
+        let file = format!("{}{suffix}", path(&directory, 0).display());
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+        File::open(file).unwrap().set_modified(old).unwrap();
+    }
+    let found = run(&directory, 2).recover().unwrap();
+    assert!(
+        matches!(&found, Recovery::Forgotten(why) if why.ends_with("was changed since")),
+        "{found:?}"
+    );
+    assert_eq!(both(&directory), (0, 1));
+    // Used for another VM.
+    let directory = ready();
+    let disks = run(&directory, 2).disks();
+    let found = recover("clinic", &disks, |_| panic!("they are another VM's")).unwrap();
+    assert_eq!(found, Recovery::Forgotten("they are of VM `shop`".into()));
+}
+
+#[test]
+fn a_journal_of_another_form_is_refused_and_one_that_is_none_is_nothing() {
+    let directory = images(1);
+    let standby = run(&directory, 1);
+    let journal = standby.journal();
+    let master = Master {
+        version: 9,
+        ..journal.master.clone()
+    };
+    write_master(&journal.files[0], &master).unwrap();
+    let disks = standby.disks();
+    let error = recover(VM, &disks, |_| Ok(())).unwrap_err().to_string();
+    assert!(
+        error.contains("has form 9, which this build does not know"),
+        "{error}"
+    );
+    for bytes in [&[0; PAGE][..], &[255; PAGE], b""] {
+        let file = &journal.files[0];
+        file.set_len(0).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        let found = recover(VM, &disks, |_| panic!("nothing to repeat")).unwrap();
+        assert_eq!(found, Recovery::Nothing);
+    }
+    assert_eq!(recover(VM, &[], |_| Ok(())).unwrap(), Recovery::Nothing);
+}
+
+#[test]
+fn an_orderly_end_leaves_nothing_to_repeat() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let mut journal = standby.journal();
+    journal.append(&[epoch(1)]).unwrap();
+    standby.apply(&epoch(1));
+    journal.close().unwrap();
+    assert_eq!(standby.recover().unwrap(), Recovery::Nothing);
+}
+
+#[test]
+fn what_a_delta_copy_relies_on_outlives_a_recovery() {
+    let directory = images(1);
+    let event = || vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    let mut standby = run(&directory, 1);
+    standby.blocks[0].open_mirror(VM, event()).unwrap();
+    let mut journal = standby.journal();
+    journal.append(&[vec![bytes(0, 0, 1, 512)]]).unwrap();
+    // It dies: nothing is closed.
+    std::mem::forget(std::mem::take(&mut standby.blocks));
+    let image = path(&directory, 0);
+    let record = format!("{}.mirror", image.display());
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(4);
+    File::open(&record).unwrap().set_modified(old).unwrap();
+    let disks = vec![JournaledDisk {
+        number: 0,
+        id: ImageId::of(&File::open(&image).unwrap(), SIZE).unwrap(),
+        image: OpenOptions::new().write(true).open(&image).unwrap(),
+        copy_mark: Arc::new(CopyMark::of(&image, &File::open(&image).unwrap(), false).unwrap()),
+        path: image,
+        is_device: false,
+    }];
+    recover(VM, &disks, |_| Ok(())).unwrap();
+    let stamped = File::open(&record).unwrap().metadata().unwrap();
+    assert!(stamped.modified().unwrap() > old);
+}
+
+/// As the reference: encoded, then decoded by the rules in the module's words.
+#[test]
+fn an_entry_comes_back_as_it_was() {
+    let zeroes = |unmap| DiskWrite {
+        disk: 3,
+        offset: 1 << 40,
+        data: DiskData::Zeroes {
+            len: 1 << 30,
+            unmap,
+        },
+    };
+    let writes = vec![
+        bytes(0, 512, 7, 1024),
+        zeroes(true),
+        zeroes(false),
+        bytes(9, 0, 1, 512),
+    ];
+    let (mut bytes, len) = entry::encode(11, 12, &writes);
+    bytes.extend(entry::contents(&writes).flatten());
+    assert_eq!(bytes.len() as u64, len);
+    let (head, rest) = bytes.split_first_chunk().unwrap();
+    let head = entry::Head::decode(head).unwrap();
+    assert_eq!((head.life, head.sequence), (11, 12));
+    assert_eq!(head.writes(rest).unwrap(), writes);
+    assert_eq!(head.writes(&rest[1..]), None);
+}
+
+proptest::proptest! {
+    /// Descriptors that promise what is not there, behind checksums that are right.
+    #[test]
+    fn no_entry_is_trusted_to_be_well_formed(
+        count in 0u64..5,
+        rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+    ) {
+        let words = [0, 0, rest.len() as u64, count, 0, xxhash_rust::xxh3::xxh3_64(&rest)];
+        let mut head = b"EVTWEPOC".to_vec();
+        head.extend(words.into_iter().flat_map(u64::to_le_bytes));
+        head.extend(xxhash_rust::xxh3::xxh3_64(&head).to_le_bytes());
+        let head = entry::Head::decode(head.first_chunk().unwrap()).unwrap();
+        if let Some(writes) = head.writes(&rest) {
+            proptest::prop_assert_eq!(writes.len() as u64, count);
+        }
+    }
+}
