@@ -70,6 +70,12 @@ impl Link {
         }
     }
 
+    /// Whether the peer has greeted. A connection alone proves nothing: the kernel takes a dead process's sockets apart only some
+    /// time after it.
+    pub(crate) fn has_greeted(&self) -> bool {
+        self.0.as_ref().is_some_and(|link| link.peer.is_some())
+    }
+
     /// The peer's status when both sides have greeted.
     pub(crate) fn peer(&self) -> Option<Status> {
         let link = self.0.as_ref()?;

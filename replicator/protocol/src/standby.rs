@@ -54,7 +54,7 @@ impl Standby {
     pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
         let refusal = match self.held {
             Held::Parts => Refusal::NothingHeld,
-            Held::Epoch { .. } if cx.link.is_up() => Refusal::PeerIsThere,
+            Held::Epoch { .. } if cx.link.has_greeted() => Refusal::PeerIsThere,
             // Never of use: with an arbiter, a standby without a link is promoting already.
             Held::Epoch { .. } if cx.config.arbiter => Refusal::ArbiterDecides,
             // Epochs may be missing that were released: the primary was never gated on it.

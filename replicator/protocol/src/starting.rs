@@ -45,7 +45,7 @@ impl Starting {
     pub(crate) fn promote_by_hand(self, cx: &mut Context) -> State {
         match self.0 {
             _ if cx.config.arbiter => cx.refuse(Command::Promote, Refusal::ArbiterDecides),
-            _ if cx.link.is_up() => cx.refuse(Command::Promote, Refusal::PeerIsThere),
+            _ if cx.link.has_greeted() => cx.refuse(Command::Promote, Refusal::PeerIsThere),
             Phase::Waiting(Some(record)) if record.releaser == cx.config.node => {
                 return claim(cx, Some(record));
             }

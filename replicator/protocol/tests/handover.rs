@@ -217,6 +217,22 @@ fn without_an_arbiter_each_host_notes_what_it_knows() {
 }
 
 #[test]
+fn a_connection_that_nobody_speaks_over_is_no_peer() {
+    let alone = Action::Note(Record::solo(2, node("b")));
+    for greets in [false, true] {
+        let mut bench = Bench::synced(false);
+        bench.hear(1, 0, Message::Named);
+        bench.give(Input::LinkDown);
+        bench.give(Input::LinkUp);
+        if greets {
+            bench.hear(1, 0, Message::Hello(Status::Primary));
+        }
+        let actions = bench.give(Input::Operator(Command::Promote));
+        assert_eq!(actions.contains(&alone), !greets, "{actions:?}");
+    }
+}
+
+#[test]
 fn without_an_arbiter_a_start_follows_what_was_noted() {
     let (a, b) = (node("a"), node("b"));
     // Who starts, what was noted, and the generation in which it boots.
