@@ -75,8 +75,9 @@ crashpoints: ## kill each twin at each crash point in turn (2 min); ARGS="--poin
 	$(CARGO) build --release --locked --package evertwin --features failpoints --target-dir target/sabotage
 	@$(CARGO) run --locked --package evertwin-crashpoints -- $(ARGS)
 
-disk-torture: build ## kill, freeze and cut off twins at random (15 min), both disks compared each time; ARGS="--minutes 2 --seed N" (root)
+disk-torture: build lab-build ## kill, freeze and cut off twins at random (15 min), both disks compared each time, and fio in the lab; ARGS="--minutes 2 --seed N" (root)
 	@tests/install-deps
+	@$(LAB) fio-torture
 	@$(CARGO) run --release --locked --package evertwin-disk-torture -- $(ARGS)
 
 deps: ## install from Debian what the tests need and this machine lacks (root)

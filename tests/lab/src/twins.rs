@@ -14,7 +14,7 @@ use crate::network::{ARBITER, GUEST, GUEST_MAC};
 
 /// Where a host keeps the guest's own disk, and how Debian's tools see it.
 const DATA_DISK: &str = "/disk/data.img";
-const DATA_DISK_FOR_TOOLS: &str = "/mnt/data.img";
+pub(crate) const DATA_DISK_FOR_TOOLS: &str = "/mnt/data.img";
 
 /// Where a host has the keys of its node.
 const HOST_KEYS: &str = "/keys";

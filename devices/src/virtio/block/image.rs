@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom as Place, fallocate, flock, seek};
 
 use super::copy_mark::CopyMark;
+use super::filled;
 use super::operation::is_impossible;
 
 /// Size of a sector in bytes (virtio 1.2, 5.2.4).
@@ -185,7 +186,7 @@ impl DiskImage {
         &self,
         from: u64,
         limit: usize,
-    ) -> io::Result<Option<(u64, Vec<u8>)>> {
+    ) -> io::Result<Option<(u64, Arc<[u8]>)>> {
         let end = self.sectors * SECTOR_BYTES;
         // Not every file system or device knows its holes: then all of it is contents.
         let start = match seek(&self.file, Place::Data(from)) {
@@ -198,8 +199,7 @@ impl DiskImage {
         }
         let stop = seek(&self.file, Place::Hole(start)).unwrap_or(end);
         let len = (stop.min(end).max(start + 1) - start).min(limit as u64);
-        let mut bytes = vec![0; len as usize];
-        self.file.read_exact_at(&mut bytes, start)?;
+        let bytes = filled(len as usize, |bytes| self.file.read_exact_at(bytes, start))?;
         Ok(Some((start, bytes)))
     }
 

@@ -285,11 +285,9 @@ impl Block {
             return Ok(None);
         }
         // The twin's disk may hold anything there: holes are told as well.
+        let limit = (end - start).min(limit as u64) as usize;
         Ok(Some(match image.next_contents(start, limit)? {
-            Some((at, mut bytes)) if at == start => {
-                bytes.truncate((end - at).min(limit as u64) as usize);
-                (at, contents(bytes))
-            }
+            Some((at, bytes)) if at == start => (at, contents(bytes)),
             Some((at, _)) => (start, zeroes(at.min(end) - start)),
             None => (start, zeroes(end - start)),
         }))
@@ -310,10 +308,10 @@ fn zeroes(len: u64) -> DiskData {
 }
 
 /// Zeroes travel as a range.
-fn contents(bytes: Vec<u8>) -> DiskData {
+fn contents(bytes: Arc<[u8]>) -> DiskData {
     let is_zero = |chunk: &[u8]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
     match bytes.chunks(4096).all(is_zero) {
         true => zeroes(bytes.len() as u64),
-        false => DiskData::Bytes(bytes.into()),
+        false => DiskData::Bytes(bytes),
     }
 }

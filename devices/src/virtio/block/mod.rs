@@ -17,6 +17,7 @@ mod withheld;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -246,7 +247,7 @@ impl Block {
             },
             Ok(Request::Write { offset, data }) => Operation::Write {
                 offset,
-                data: data.into(),
+                data,
                 // Without FLUSH the driver takes each write for durable (5.2.6.2).
                 durable: !transport.has(feature::FLUSH),
             },
@@ -365,6 +366,14 @@ impl Block {
             data,
         });
     }
+}
+
+/// So many bytes, which `fill` puts where they stay: they go to the disk and to the twin without being copied.
+fn filled<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Arc<[u8]>, E> {
+    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+    // Nobody else has them yet.
+    Arc::get_mut(&mut bytes).map_or(Ok(()), fill)?;
+    Ok(bytes)
 }
 
 /// Gives a request back to the guest: data, then the status as the last byte.

@@ -1,6 +1,9 @@
 //! Block requests (virtio 1.2, 5.2.6): read once from guest memory into a checked form.
 
+use std::sync::Arc;
+
 use super::super::chain::Chain;
+use super::filled;
 use super::image::{DiskImage, SECTOR_BYTES};
 use super::operation::Zeroing;
 use super::serial::ID_BYTES;
@@ -44,7 +47,7 @@ pub(super) enum Status {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Request {
     Read { offset: u64, len: u32 },
-    Write { offset: u64, data: Vec<u8> },
+    Write { offset: u64, data: Arc<[u8]> },
     Zero { offset: u64, len: u64, how: Zeroing },
     Flush,
     GetId,
@@ -84,10 +87,10 @@ impl Request {
             kind::OUT if image.read_only() => Err(Status::IoError),
             kind::OUT => {
                 let offset = place(readable)?;
-                let mut data = vec![0; readable as usize];
-                if !chain.readable.read(mem, HEADER_BYTES, &mut data) {
-                    return Err(Status::IoError);
-                }
+                let data = filled(readable as usize, |data| {
+                    let read = chain.readable.read(mem, HEADER_BYTES, data);
+                    read.then_some(()).ok_or(Status::IoError)
+                })?;
                 Ok(Self::Write { offset, data })
             }
             kind::DISCARD | kind::WRITE_ZEROES if image.read_only() => Err(Status::IoError),

@@ -1,12 +1,13 @@
-//! The hosts' own disks hang, fill up and fail.
+//! The hosts' own disks hang, fill up and fail, and twins are lost while fio verifies what it writes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::debian::{run_in_guest, start_in_guest, start_protected};
+use super::debian::{demand_success, run_in_guest, start_in_guest, start_protected};
 use super::pico::under_load;
 use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
 use crate::lab::{HostName, Lab};
+use crate::twins::{DATA_DISK_FOR_TOOLS, Twins};
 use HostName::{A, B};
 
 /// Writes a number, syncs it, says so, and goes on with the next one.
@@ -86,4 +87,90 @@ fn demand_stepped_down(standby: &RemoteProcess, reason: &str) -> Result<(), LabE
         lines.last().map(|line| &line.text)
     );
     Ok(())
+}
+
+/// What happens to one of the twins while fio writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blow {
+    KillPrimary,
+    KillStandby,
+    SwitchOver,
+    PrimaryLosesPower,
+    StandbyLosesPower,
+}
+
+const BLOWS: [Blow; 5] = [
+    Blow::KillStandby,
+    Blow::PrimaryLosesPower,
+    Blow::SwitchOver,
+    Blow::StandbyLosesPower,
+    Blow::KillPrimary,
+];
+
+/// Writes every block once, at random, and reads all of them back.
+const FIO: &str = "echo begins; fio --name=lab --filename=/var/tmp/fio --size=8m --bs=4k --rw=randwrite --direct=1 \
+     --ioengine=libaio --iodepth=8 --rate_iops=100 --verify=crc32c --verify_fatal=1 --do_verify=1 && sync";
+
+/// fio finds every block right whatever happens to a twin, and both disks are the same after each blow.
+pub(super) fn fio_torture(lab: &mut Lab) -> Result<(), LabError> {
+    let mut twins = start_protected(lab, "sshd", 1)?;
+    let (mut primary, mut standby) = (A, B);
+    for (number, blow) in BLOWS.into_iter().enumerate() {
+        let fio = start_in_guest(lab, &format!("fio-{number}"), FIO)?;
+        fio.await_output(0, "begins")?;
+        std::thread::sleep(Duration::from_secs(5));
+        demand!(fio.ended().is_none(), "fio was done before {blow:?}");
+        strike(lab, &mut twins, blow, primary, standby)?;
+        if !matches!(blow, Blow::KillStandby | Blow::StandbyLosesPower) {
+            (primary, standby) = (standby, primary);
+        }
+        demand_success(&fio)?;
+        demand_same_disks(lab)?;
+    }
+    Ok(())
+}
+
+/// Does that to the pair, and waits until it is protected again.
+fn strike(
+    lab: &mut Lab,
+    twins: &mut Twins,
+    blow: Blow,
+    primary: HostName,
+    standby: HostName,
+) -> Result<(), LabError> {
+    let (survivor, lost, event) = match blow {
+        Blow::SwitchOver => return super::roles::switch_over(lab, twins, primary, standby),
+        Blow::KillStandby | Blow::StandbyLosesPower => (primary, standby, "solo"),
+        Blow::KillPrimary | Blow::PrimaryLosesPower => (standby, primary, "promoted"),
+    };
+    let before = twins.on(survivor).log().len();
+    match blow {
+        Blow::KillPrimary | Blow::KillStandby => twins.crash(lab, lost)?,
+        _ => lab.host_mut(lost).power_off(),
+    }
+    twins.on(survivor).await_event_since(before, event)?;
+    if matches!(blow, Blow::PrimaryLosesPower | Blow::StandbyLosesPower) {
+        lab.host_mut(lost).power_on()?;
+        lab.host(lost).await_boot()?;
+        twins.place_files(lab, lost)?;
+    }
+    twins.start(lab, lost)?;
+    twins
+        .on(survivor)
+        .await_event_since(before, "protected")
+        .map(drop)
+}
+
+/// Demands that both hosts' disks of a quiet guest become the same, block by block.
+fn demand_same_disks(lab: &Lab) -> Result<(), LabError> {
+    let until = Instant::now() + Duration::from_secs(120);
+    let sum = |host| lab.host(host).tool(&["sha256sum", DATA_DISK_FOR_TOOLS]);
+    loop {
+        let (a, b) = (sum(A)?, sum(B)?);
+        if a == b {
+            return Ok(());
+        }
+        demand!(Instant::now() < until, "the disks stay different: {a} {b}");
+        std::thread::sleep(Duration::from_secs(2));
+    }
 }

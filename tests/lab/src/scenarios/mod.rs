@@ -286,6 +286,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: services::fio,
     },
     Scenario {
+        name: "fio-torture",
+        about: "twins are killed, lose their power and exchange roles while fio writes; fio finds every block right, and the disks are the same after each",
+        quick: false,
+        options: LARGE,
+        run: disks::fio_torture,
+    },
+    Scenario {
         name: "connections-power-off",
         about: "the primary's machine loses its power; iperf3 and an ssh session go on",
         quick: false,

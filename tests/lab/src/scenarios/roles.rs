@@ -13,7 +13,12 @@ use crate::twins::Twins;
 use HostName::{A, B, Client};
 
 /// Exchanges the roles, and demands that no sync was needed.
-fn switch_over(lab: &Lab, twins: &Twins, from: HostName, to: HostName) -> Result<(), LabError> {
+pub(super) fn switch_over(
+    lab: &Lab,
+    twins: &Twins,
+    from: HostName,
+    to: HostName,
+) -> Result<(), LabError> {
     let (before, after) = (twins.on(from).log().len(), twins.on(to).log().len());
     twins.operate(lab, from, &["switchover"])?;
     twins
