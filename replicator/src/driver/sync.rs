@@ -34,6 +34,8 @@ pub(super) struct SyncRound {
     disk_of: u64,
     /// What the guest wrote between the last two pieces of contents, in bytes.
     written: u64,
+    /// All was read; some of it may still be on its way to the link.
+    all_read: bool,
     /// Bytes per second that it may send, if not all that it can.
     rate: Option<u64>,
     source: Source,
@@ -79,6 +81,7 @@ impl SyncRound {
             disk_bytes: 0,
             disk_of: 0,
             written: 0,
+            all_read: false,
             rate: None,
             source,
             total,
@@ -115,6 +118,11 @@ impl SyncRound {
         }
         self.sent += self.chunk.len() as u64;
         !self.chunk.is_empty()
+    }
+
+    /// Bytes of memory and disks that it has read.
+    fn looked_at(&self) -> u64 {
+        self.sent * PAGE_SIZE as u64 + self.disk_bytes
     }
 
     /// When it may send more.
@@ -180,11 +188,13 @@ impl Driver<'_> {
         let (Some(round), Some(link)) = (&mut self.sync, &mut self.network.link) else {
             return;
         };
-        let (sent, bytes) = (round.sent, round.bytes);
-        let mut live = Some(DiskPosition::END);
-        while link.bulk_bytes() < AHEAD {
-            let looked_at = (round.sent - sent) * PAGE_SIZE as u64;
-            if looked_at.max(round.bytes - bytes) >= AT_ONCE {
+        let begun = round.looked_at();
+        // What the guest writes from here on is taken by the next round: else this one would not end before the guest pauses.
+        let mut live = (!round.all_read).then_some(DiskPosition::END);
+        // Memory has as much of the link as the guest's writes, however fast it writes.
+        let mut owed = 0;
+        while link.bulk_bytes() < AHEAD || owed > 0 {
+            if round.looked_at() - begun >= AT_ONCE {
                 self.eager = true;
                 return;
             }
@@ -214,6 +224,8 @@ impl Driver<'_> {
                 round.written = all - piece;
                 if contents.is_some() {
                     round.disks = next;
+                } else {
+                    owed = all.min(AT_ONCE);
                 }
                 for frame in writes
                     .iter()
@@ -227,6 +239,7 @@ impl Driver<'_> {
                 continue;
             }
             if !round.advance() {
+                round.all_read = true;
                 if link.all_sent() {
                     round.tell(true);
                     crash_point("sync::round");
@@ -236,6 +249,7 @@ impl Driver<'_> {
                 return;
             }
             self.machine.read_pages(&round.chunk, &mut round.contents);
+            owed = owed.saturating_sub(round.contents.len() as u64);
             let frame = sync_frame(round.generation, &round.chunk, &round.contents);
             round.bytes += frame.len() as u64;
             link.queue_bulk(frame);
