@@ -180,6 +180,15 @@ impl Block {
         mirror.is_some_and(Mirror::wants_point)
     }
 
+    /// The twin's disk changes here although this one does not: a later copy has to have it.
+    pub(super) fn note_change(&mut self, offset: u64, len: u64) {
+        if let Some(mirror) = &mut self.mirrored.mirror
+            && !mirror.touch(offset, len)
+        {
+            self.take_mirror_steps();
+        }
+    }
+
     /// Starts an operation, at once or when it is known that it was made.
     pub(super) fn push_marked(&mut self, token: u64, operation: Operation) {
         if let (Some(mirror), Some((offset, len))) =
@@ -308,7 +317,7 @@ fn zeroes(len: u64) -> DiskData {
 }
 
 /// Zeroes travel as a range.
-fn contents(bytes: Arc<[u8]>) -> DiskData {
+pub(super) fn contents(bytes: Arc<[u8]>) -> DiskData {
     let is_zero = |chunk: &[u8]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
     match bytes.chunks(4096).all(is_zero) {
         true => zeroes(bytes.len() as u64),

@@ -10,6 +10,7 @@ mod mirrored;
 mod operation;
 mod request;
 mod ring;
+mod scrub;
 mod sealed;
 mod serial;
 mod withheld;
@@ -36,6 +37,8 @@ use mirrored::Mirrored;
 use operation::{Effect, Operation, Zeroing};
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, Request, Status};
 use ring::{DEPTH, DiskRing, Finished};
+pub use scrub::BlockReader;
+use scrub::Watch;
 pub use serial::{DiskSerial, DiskSerialError};
 use withheld::Withheld;
 
@@ -134,6 +137,8 @@ pub struct Block {
     mirrored: Mirrored,
     /// Failures that the guest is not told of.
     withheld: Withheld,
+    /// Blocks that are being compared with the twin's.
+    watch: Watch,
 }
 
 impl Block {
@@ -164,6 +169,7 @@ impl Block {
             kick: None,
             mirrored: Mirrored::default(),
             withheld: Withheld::default(),
+            watch: Watch::default(),
         })
     }
 
@@ -264,13 +270,17 @@ impl Block {
             Err(status) => return answer(transport, &chain, status, &[]),
         };
         let bytes = operation.held();
+        let changes = operation.changes();
+        if let Some((offset, len)) = changes {
+            self.watch.touch(offset, len);
+        }
         let token = self.new_token();
         self.in_flight_bytes += bytes;
         let request = InFlight {
             chain,
             orphan: false,
             bytes,
-            changes: operation.changes(),
+            changes,
             reissued,
         };
         self.in_flight.insert(token, request);
@@ -504,6 +514,7 @@ impl Backend for Block {
             // Of this host's disk. What has failed here is in flight for the twin.
             mirrored: _,
             withheld: _,
+            watch: _,
             // Shipped with the epoch, not with the state.
             recording: _,
             recorded: _,
@@ -534,6 +545,7 @@ impl Backend for Block {
             return Err(RestoreError::InFlight);
         }
         self.reset();
+        self.watch.touch_all();
         self.reissue = in_flight.into();
         Ok(())
     }

@@ -76,7 +76,7 @@ impl BlockSet {
 }
 
 /// The blocks that a range of bytes touches.
-pub(super) fn blocks_of(offset: u64, len: u64) -> Range<u32> {
+pub(in super::super) fn blocks_of(offset: u64, len: u64) -> Range<u32> {
     units_of(offset, len, BLOCK_BYTES)
 }
 

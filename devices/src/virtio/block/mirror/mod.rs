@@ -26,8 +26,9 @@ use roaring::RoaringBitmap;
 use super::beside;
 use super::image::DiskImage;
 use super::image_id::{self, ImageId, changed_at};
+use blocks::MAX_BYTES;
+pub(super) use blocks::blocks_of;
 pub use blocks::{BLOCK_BYTES, BlockSet};
-use blocks::{MAX_BYTES, blocks_of};
 pub use record::Point;
 use record::{Header, REGION_BYTES, page, page_of, pages, regions_of};
 
