@@ -37,6 +37,10 @@ pub struct Config {
     /// Bytes per second that the copy of disks and memory may send; what changes meanwhile comes on top. None: as many as the
     /// link takes.
     pub resync_rate: Option<u64>,
+    /// Time from the end of one comparison of both twins' disks to the next one. None: only the operator asks for them.
+    pub scrub_every: Option<Duration>,
+    /// Bytes per second of a disk that are compared at most. At least 1 MiB.
+    pub scrub_rate: u64,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,
@@ -156,6 +160,8 @@ impl Config {
             "replication.reconnect must be 10s at most"
         } else if self.timeout < self.heartbeat * 2 {
             "replication.timeout must be at least twice the heartbeat"
+        } else if self.scrub_rate < 1 << 20 {
+            "replication.scrub_rate must be at least 1 MiB a second"
         } else if !(1..=MAX_PATHS).contains(&self.addresses.len()) {
             "a link needs one address, and has four at most"
         } else if matches!(self.security, Security::Plaintext) && !self.on_loopback() {

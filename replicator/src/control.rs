@@ -1,5 +1,7 @@
 //! What an operator asks of a running twin, and what it says of itself.
 
+mod scrub;
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::PAGE_SIZE;
+pub use scrub::{NoScrub, ScrubCounts, ScrubProgress, ScrubReport, ScrubStatus};
 
 /// What a twin is doing, as shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,9 @@ pub struct TwinStatus {
     pub epoch: u64,
     /// A primary's sync of its standby.
     pub sync: Option<SyncStatus>,
+    /// Comparisons of both twins' disks, if there was one.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
 }
 
 /// How far a sync has come.
@@ -86,6 +92,9 @@ pub enum NotDone {
         "one of the two releases can't exchange roles yet: upgrade the standby, and then stop the primary"
     )]
     PeerTooOld,
+    /// The disks can't be compared.
+    #[error(transparent)]
+    NoScrub(#[from] NoScrub),
     /// Another command is being obeyed.
     #[error("another command is under way: see `evertwin status`")]
     Busy,
@@ -126,6 +135,7 @@ pub type Outcome = Result<u64, NotDone>;
 pub(crate) enum Asked {
     Status(Sender<TwinStatus>),
     Command(Command, Sender<Outcome>),
+    Scrub(Sender<Result<u64, NoScrub>>),
 }
 
 /// The operator's end. Can be cloned and used from any thread.
@@ -170,6 +180,15 @@ impl Controller {
     /// Why it was not.
     pub fn command(&self, command: Command, patience: Duration) -> Outcome {
         self.ask(|reply| Asked::Command(command, reply), patience)?
+    }
+
+    /// Has the primary compare both twins' disks. Gives the number of the pass that has begun, whose end is in the twin's
+    /// [status](Self::status).
+    ///
+    /// # Errors
+    /// Why none has.
+    pub fn scrub(&self, patience: Duration) -> Result<u64, NotDone> {
+        Ok(self.ask(Asked::Scrub, patience)??)
     }
 
     fn ask<T>(

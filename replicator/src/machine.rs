@@ -4,10 +4,16 @@
 //! running guest, the standby's fill a stopped one. The replicator calls all of them
 //! from one thread.
 
+mod scrub;
+
 use std::error::Error as StdError;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+
+pub use scrub::{
+    BLOCK_BYTES, BlockSum, CHECK_BLOCKS, DiskCheck, DiskChecked, DiskSize, Scrubbed, Summed,
+};
 
 /// Bytes in a guest page. Page numbers are guest physical addresses shifted by 12.
 pub const PAGE_SIZE: usize = 4096;
@@ -192,7 +198,7 @@ impl MachineError {
 /// A virtual machine as seen by the replicator.
 ///
 /// A machine starts stopped, with its output held and nothing tracked.
-pub trait Machine: Send {
+pub trait Machine: Scrubbed + Send {
     /// What the other twin must agree with.
     fn identity(&self) -> Identity;
 
@@ -336,7 +342,7 @@ pub trait Machine: Send {
     fn take_disk_failure(&mut self) -> Option<String>;
 
     /// An eventfd, written when there may be something for [`Machine::take_reached_point`], [`Machine::copies_begun`],
-    /// [`Machine::check_disks`] or [`Machine::take_disk_failure`]. The replicator polls it and reads it.
+    /// [`Machine::check_disks`], [`Machine::take_disk_failure`] or [`Scrubbed`]. The replicator polls it and reads it.
     fn disks_changed(&self) -> RawFd;
 
     /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.

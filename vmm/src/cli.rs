@@ -36,6 +36,7 @@ Examples:
   evertwin run vm.toml --node a         one twin of a protected VM (the other: --node b)
   evertwin status                       what the twins on this host are doing
   evertwin switchover vm.toml --node a  exchange the twins' roles: maintenance without downtime
+  evertwin scrub vm.toml --node a       compare both hosts' disks, and repair what differs
   evertwin run --kernel vmlinux --memory 512M \\
       --disk path=root.img --net tap=tap0,mac=52:54:00:12:34:56
                                         a plain microVM; Ctrl-A x ends it, Ctrl-A p asks
@@ -65,6 +66,8 @@ pub enum Command {
     Promote(PromoteArgs),
     /// End this twin without harm to the guest: a primary hands it over first.
     Leave(TwinArgs),
+    /// Compare both twins' disks while the guest runs, and repair what differs: asked of the primary.
+    Scrub(TwinArgs),
     /// Make the keys by which the twins of a protected VM know each other.
     Keys(KeysArgs),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.

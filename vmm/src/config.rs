@@ -152,6 +152,10 @@ pub struct ReplicationConfig {
     pub reconnect: Option<Duration>,
     /// Bytes per second that a copy of disks and memory may send. None: as many as the link takes.
     pub resync_rate: Option<u64>,
+    /// Time from the end of one comparison of both disks to the next one. None: only who asks for one gets it.
+    pub scrub_every: Option<Duration>,
+    /// Bytes per second of a disk that are compared at most.
+    pub scrub_rate: u64,
     /// The Unix socket by which operators reach this twin.
     pub control: PathBuf,
 }

@@ -57,6 +57,7 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
             Ok(operate::command(&promote.twin, Request::Promote)?)
         }
         Command::Promote(_) => Err(OperateError::PeerMayLive.into()),
+        Command::Scrub(target) => Ok(operate::scrub(target)?),
         Command::Keys(options) => {
             evertwin::keys::make(&options.directory, &options.node, options.renew)?;
             print!(

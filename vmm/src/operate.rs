@@ -1,4 +1,6 @@
-//! `evertwin status`, `switchover`, `promote` and `leave`.
+//! `evertwin status`, `switchover`, `promote`, `leave` and `scrub`.
+
+mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,6 +8,7 @@ use std::process::ExitCode;
 use crate::cli::TwinArgs;
 use crate::config::{self, ConfigError};
 use crate::control::{self, ClientError, Reply, Request, VmStatus};
+pub use scrub::scrub;
 
 /// What `evertwin promote` says to who did not say that the peer is dead.
 pub const PROMOTE_WARNING: &str = "\
@@ -27,6 +30,9 @@ pub enum OperateError {
     /// It did not obey.
     #[error("not done: {0}")]
     NotDone(String),
+    /// A pass was begun, and the twin knows nothing of it any more.
+    #[error("the twin does not say how the scrub ended: see its log, and `evertwin status`")]
+    ScrubLost,
     /// No twin was named.
     #[error("which twin? Give its configuration and node (vm.toml --node a), or --socket PATH")]
     NoTwin,
@@ -52,7 +58,7 @@ pub fn status(target: &TwinArgs) -> Result<ExitCode, OperateError> {
     }
     for path in sockets {
         match control::ask(&path, Request::Status) {
-            Ok(Reply::Status(status)) if target.json => print_json(&status),
+            Ok(Reply::Status(status)) if target.json => print_json(&*status),
             Ok(Reply::Status(status)) => print(&status),
             Ok(other) => return Err(unexpected(other)),
             // A twin that was killed leaves its socket behind.
@@ -101,8 +107,8 @@ fn socket(target: &TwinArgs) -> Result<Option<PathBuf>, OperateError> {
     target.config.as_deref().map(of_config).transpose()
 }
 
-fn print_json(status: &VmStatus) {
-    match serde_json::to_string(status) {
+fn print_json(answer: &impl serde::Serialize) {
+    match serde_json::to_string(answer) {
         Ok(text) => println!("{text}"),
         Err(error) => eprintln!("evertwin: {error}"),
     }
@@ -134,5 +140,8 @@ fn print(status: &VmStatus) {
             let speed = 100 - sync.slowed_percent.min(100);
             println!("  guest  at {speed} % of its speed until the standby has caught up");
         }
+    }
+    if let Some(scrub) = &twin.scrub {
+        scrub::print_status(scrub);
     }
 }

@@ -216,6 +216,8 @@ fn protected(
         timeout: replication.timeout,
         reconnect: replication.reconnect,
         resync_rate: replication.resync_rate,
+        scrub_every: replication.scrub_every,
+        scrub_rate: replication.scrub_rate,
         stop: stop
             .as_fd()
             .try_clone_to_owned()

@@ -2,6 +2,7 @@
 
 mod applier;
 mod disks;
+mod scrub;
 
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
@@ -22,6 +23,7 @@ use crate::machine::{Error, Machine, PausePhases, Stopwatch, lock};
 use crate::memory::{self, PAGE_SIZE};
 use crate::page_set::PageSet;
 use disks::Disks;
+use scrub::Scrub;
 
 /// A machine with what replication needs around it.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ pub struct Twin {
     /// Standby: the state that promotion restores.
     standing: Option<VmState>,
     disks: Disks,
+    scrub: Scrub,
     /// The guest was handed over: the log of frames is for its new host.
     forwarding: bool,
     last_pause: PausePhases,
@@ -50,6 +53,7 @@ impl Twin {
             dirty: PageSet::new(&memory::region_list(machine.memory())),
             standing: None,
             disks: Disks::new(&machine).map_err(|error| Error::Device(error.to_string()))?,
+            scrub: Scrub::default(),
             forwarding: false,
             last_pause: PausePhases::default(),
             machine,

@@ -246,6 +246,9 @@ impl Driver<'_> {
                 let idle = into.pages.is_empty() && into.disk_writes.is_empty();
                 self.shipments.push_back(Shipment { epoch, capture });
                 self.inputs.push_back(Input::Captured { epoch, idle });
+                if !last {
+                    self.settle_sums(epoch, idle);
+                }
                 crash_point(if last {
                     "handover::captured"
                 } else {
@@ -304,6 +307,7 @@ impl Driver<'_> {
             return self.lose_link(what);
         }
         self.tell_point(generation, epoch);
+        self.tell_check(generation, epoch);
         if self.network.link.is_some() {
             self.early_release(epoch);
         }

@@ -144,6 +144,7 @@ impl Driver<'_> {
             | Kind::PointReached => {
                 return self.take_disk_frame(header, payload);
             }
+            Kind::DiskCheck | Kind::DiskChecked => return Ok(self.take_check(header, payload)?),
             Kind::EpochBegin
             | Kind::Pages
             | Kind::State

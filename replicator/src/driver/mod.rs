@@ -8,6 +8,7 @@ mod inbound;
 mod missed;
 mod operator;
 mod report;
+mod scrub;
 mod sync;
 
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ use disks::Disks;
 use inbound::Kept;
 use missed::Missed;
 use operator::Pending;
+use scrub::Scrub;
 use sync::SyncRound;
 
 /// Longest sleep; nothing depends on it.
@@ -65,6 +67,7 @@ pub(crate) struct Driver<'a> {
     assembly: Assembly,
     pages: PageList,
     disks: Disks,
+    scrub: Scrub,
     /// A disk has failed here, and the guest was not told of it.
     disk_fails: bool,
     /// Disk contents that were received as part of a sync.
@@ -139,6 +142,7 @@ impl<'a> Driver<'a> {
             assembly: Assembly::default(),
             pages: PageList::default(),
             disks: Disks::new(),
+            scrub: Scrub::default(),
             disk_fails: false,
             disk_part: None,
             kept: Kept::default(),
@@ -172,6 +176,7 @@ impl<'a> Driver<'a> {
         self.drain()?;
         while self.ended.is_none() {
             self.pump_sync();
+            self.pump_scrub();
             self.look_for_peer()?;
             self.drain()?;
             self.turn()?;
@@ -276,6 +281,7 @@ impl<'a> Driver<'a> {
                 self.tell_begun()?;
                 self.tell_reached();
                 self.look_for_failure();
+                self.go_on_scrubbing();
             }
             Op::Exited => self.guest_exited()?,
             Op::Stop => self.inputs.push_back(Input::Stop),
@@ -368,7 +374,8 @@ impl<'a> Driver<'a> {
         let network = self.network.deadline(self.twin.wants_link());
         let sync = self.sync.as_ref().and_then(SyncRound::due);
         let sync = sync.filter(|_| !self.disks.awaits_standby());
-        let moments = [network, self.forward_until, self.next_look(), sync];
+        let scrub = self.scrub.due(self.twin.role());
+        let moments = [network, self.forward_until, self.next_look(), sync, scrub];
         let now = Instant::now();
         let moments = moments.into_iter().flatten();
         core.into_iter()
@@ -432,6 +439,7 @@ impl<'a> Driver<'a> {
     fn forget_received(&mut self) {
         self.disk_part = None;
         self.disks.forget();
+        self.scrub.link_lost();
         if let Some(epoch) = self.assembly.discard() {
             warn!(epoch, "unfinished epoch discarded");
         }

@@ -24,6 +24,7 @@ impl Driver<'_> {
                 // Who asked may have given up, here and below: nobody is told then.
                 Asked::Status(reply) => drop(reply.send(self.status())),
                 Asked::Command(command, reply) => self.obey(command, reply)?,
+                Asked::Scrub(reply) => drop(reply.send(self.begin_scrub())),
             }
         }
         self.arm_control().map_err(Error::Ring)
@@ -115,6 +116,7 @@ impl Driver<'_> {
                 .map(|link| link.address.to_string()),
             epoch: self.last_epoch,
             sync: self.sync.as_ref().map(super::sync::SyncRound::status),
+            scrub: self.scrub.status(),
         }
     }
 

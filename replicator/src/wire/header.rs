@@ -10,9 +10,9 @@ pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 /// brought its kind, so that twins of neighbouring versions understand each other in all that
 /// both know.
 pub(crate) const VERSION: u16 = if cfg!(feature = "previous-protocol") {
-    3
-} else {
     4
+} else {
+    5
 };
 
 /// The oldest version that this build speaks.
@@ -26,6 +26,9 @@ pub(crate) const BEACON: u16 = 3;
 
 /// The version that brought delta copies of disks.
 pub(crate) const MIRROR: u16 = 4;
+
+/// The version that brought the comparison of disks.
+pub(crate) const SCRUB: u16 = 5;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -93,6 +96,10 @@ pub enum Kind {
     DiskPoint = 24,
     /// The standby has made a point durable.
     PointReached = 25,
+    /// What blocks of the primary's disk hold.
+    DiskCheck = 26,
+    /// Which of them differ at the standby.
+    DiskChecked = 27,
 }
 
 impl Kind {
@@ -106,6 +113,7 @@ impl Kind {
             | Self::CopiesBegun
             | Self::DiskPoint
             | Self::PointReached => MIRROR,
+            Self::DiskCheck | Self::DiskChecked => SCRUB,
             _ => OLDEST,
         }
     }
@@ -141,6 +149,8 @@ impl TryFrom<u16> for Kind {
             23 => Self::CopiesBegun,
             24 => Self::DiskPoint,
             25 => Self::PointReached,
+            26 => Self::DiskCheck,
+            27 => Self::DiskChecked,
             other => return Err(WireError::Kind(other)),
         })
     }

@@ -14,6 +14,7 @@ mod inbound;
 pub(crate) mod mirror;
 mod pages;
 mod reader;
+pub(crate) mod scrub;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +24,7 @@ pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
-pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, VERSION};
+pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};

@@ -5,5 +5,6 @@ mod operator;
 mod pair;
 mod previous;
 mod reconnect;
+mod scrub;
 mod secured;
 mod support;

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Record};
-use evertwin_replicator::control::{Command, NotDone};
+use evertwin_replicator::control::{Command, NoScrub, NotDone};
 
 use crate::support::machine::FakeVm;
 use crate::support::{PATIENCE, Pair, run_until_seen, seen, wait_for, world};
@@ -115,6 +115,7 @@ fn a_primary_of_this_version_is_protected_by_a_standby_of_the_last() {
     // It could not take a guest over that is handed to it, and is not asked to.
     let outcome = a.command(Command::Switchover);
     assert_eq!(outcome, Err(NotDone::PeerTooOld));
+    assert_eq!(a.scrub(), Err(NotDone::NoScrub(NoScrub::PeerTooOld)));
     drop(stream);
     run_until_seen(&a.vm, &world, 50);
     assert_eq!(a.role(), "solo");

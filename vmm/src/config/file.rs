@@ -17,8 +17,12 @@ use super::{
 
 /// Most endpoints of etcd: each is given its time, and somebody waits for the answer.
 const MAX_ENDPOINTS: usize = 8;
-/// Slowest copy, in bytes per second: slower ones never come to their end.
-const MIN_RESYNC_RATE: u64 = 1 << 20;
+/// Slowest copy or comparison, in bytes per second: slower ones never come to their end.
+const MIN_RATE: u64 = 1 << 20;
+/// Bytes per second of a disk that are compared, unless the configuration says otherwise.
+const DEFAULT_SCRUB_RATE: u64 = 32 << 20;
+/// Time from one comparison of the disks to the next, unless the configuration says otherwise: 7 days.
+const DEFAULT_SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,6 +86,8 @@ struct ReplicationEntry {
     timeout: Option<String>,
     reconnect: Option<String>,
     resync_rate: Option<String>,
+    scrub_every: Option<String>,
+    scrub_rate: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -257,8 +263,13 @@ fn replication(
         },
         resync_rate: entry
             .and_then(|r| r.resync_rate.as_deref())
-            .map(resync_rate)
+            .map(|text| rate("resync_rate", text))
             .transpose()?,
+        scrub_every: scrub_every(entry.and_then(|r| r.scrub_every.as_deref()))?,
+        scrub_rate: match entry.and_then(|r| r.scrub_rate.as_deref()) {
+            None => DEFAULT_SCRUB_RATE,
+            Some(text) => rate("scrub_rate", text)?,
+        },
         control: match &file.control {
             Some(path) => place(path),
             None => default_socket(&file.name, node),
@@ -357,11 +368,30 @@ fn addresses(file: &VmFile, node: &str) -> Result<Vec<SocketAddr>, ConfigError> 
 }
 
 /// Bytes per second, from `50M` and the like.
-fn resync_rate(text: &str) -> Result<u64, ConfigError> {
+fn rate(key: &str, text: &str) -> Result<u64, ConfigError> {
     match parse_size(text) {
-        Ok(rate) if rate >= MIN_RESYNC_RATE => Ok(rate),
+        Ok(rate) if rate >= MIN_RATE => Ok(rate),
         _ => Err(ConfigError::Value(format!(
-            "resync_rate `{text}` is not a number of bytes per second, 1M or more: write for example 100M"
+            "{key} `{text}` is not a number of bytes per second, 1M or more: write for example 100M"
+        ))),
+    }
+}
+
+/// How often the disks are compared: a time, or not at all.
+fn scrub_every(text: Option<&str>) -> Result<Option<Duration>, ConfigError> {
+    let Some(text) = text else {
+        return Ok(Some(DEFAULT_SCRUB_EVERY));
+    };
+    let (minute, years) = (
+        Duration::from_secs(60),
+        Duration::from_secs(10 * 366 * 24 * 3600),
+    );
+    match humantime::parse_duration(text) {
+        _ if text == "off" || text == "0" => Ok(None),
+        Ok(time) if time.is_zero() => Ok(None),
+        Ok(time) if (minute..=years).contains(&time) => Ok(Some(time)),
+        _ => Err(ConfigError::Value(format!(
+            "scrub_every `{text}` is not a time from 1min to 10years: write for example 7d, or off"
         ))),
     }
 }
@@ -451,6 +481,36 @@ address = "192.168.50.2:7700"
         for bad in ["0", "100K", "fast", "-1M", ""] {
             let error = with(bad).unwrap_err();
             assert!(error.contains(&format!("resync_rate `{bad}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn disks_are_compared_now_and_then() {
+        let with = |settings: &str| {
+            let settings = format!("epoch = \"5ms\"\n{settings}");
+            let parsed = parse(&GOOD.replace("epoch = \"5ms\"", &settings), Some("a"));
+            parsed.map(|(_, replication)| {
+                let replication = replication.unwrap();
+                (replication.scrub_every, replication.scrub_rate)
+            })
+        };
+        let days = |days: u64| Some(Duration::from_secs(days * 24 * 3600));
+        assert_eq!(with("").unwrap(), (days(7), 32 << 20));
+        let given = "scrub_every = \"30d\"\nscrub_rate = \"100M\"";
+        assert_eq!(with(given).unwrap(), (days(30), 100 << 20));
+        for off in ["off", "0", "0s"] {
+            let (every, _) = with(&format!("scrub_every = \"{off}\"")).unwrap();
+            assert_eq!(every, None, "{off}");
+        }
+        for (key, bad) in [
+            ("scrub_every", "10ms"),
+            ("scrub_every", "often"),
+            ("scrub_every", "99years"),
+            ("scrub_rate", "100K"),
+            ("scrub_rate", "0"),
+        ] {
+            let error = with(&format!("{key} = \"{bad}\"")).unwrap_err();
+            assert!(error.contains(&format!("{key} `{bad}`")), "{error}");
         }
     }
 

@@ -23,6 +23,8 @@ pub enum Request {
     Promote,
     /// End, without harm to the guest.
     Leave,
+    /// Compare both twins' disks.
+    Scrub,
     /// Arm a named point of the product for a test.
     #[cfg(feature = "failpoints")]
     Failpoint {
@@ -38,7 +40,12 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// To [`Request::Status`].
-    Status(VmStatus),
+    Status(Box<VmStatus>),
+    /// To [`Request::Scrub`]: it has begun.
+    Scrubbing {
+        /// Number of the pass, of which [`Request::Status`] tells.
+        number: u64,
+    },
     /// The others were obeyed.
     Done {
         /// The generation now in force.

@@ -116,16 +116,22 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
     let command = match request {
         Request::Status => {
             return match controller.status(STATUS) {
-                Ok(twin) => Reply::Status(VmStatus {
+                Ok(twin) => Reply::Status(Box::new(VmStatus {
                     vm: vm.to_owned(),
                     twin,
-                }),
+                })),
                 Err(why) => Reply::Error(why.to_string()),
             };
         }
         Request::Switchover => Command::Switchover,
         Request::Promote => Command::Promote,
         Request::Leave => Command::Leave,
+        Request::Scrub => {
+            return match controller.scrub(STATUS) {
+                Ok(number) => Reply::Scrubbing { number },
+                Err(why) => Reply::Error(why.to_string()),
+            };
+        }
         #[cfg(feature = "failpoints")]
         Request::Failpoint { name, actions } => {
             return match fail::cfg(name, &actions) {

@@ -26,6 +26,8 @@ pub struct PairConfig {
     pub memory: String,
     /// Size of the disk in bytes, if it has one.
     pub disk: Option<u64>,
+    /// Size of a second disk in bytes, if there is one: `disk2-NODE.img`.
+    pub second_disk: Option<u64>,
     /// The arbiter as in the config file, if there is one.
     pub arbiter: Option<String>,
     /// Longest epoch.
@@ -36,6 +38,8 @@ pub struct PairConfig {
     pub timeout: Duration,
     /// What a copy may take of the link, as in the config file.
     pub resync_rate: Option<String>,
+    /// How fast disks are compared, as in the config file.
+    pub scrub_rate: Option<String>,
 }
 
 impl Default for PairConfig {
@@ -45,11 +49,13 @@ impl Default for PairConfig {
             cmdline: "workload=kv ip=10.77.0.2/24 log=vda".to_owned(),
             memory: "128M".to_owned(),
             disk: Some(64 << 20),
+            second_disk: None,
             arbiter: Some("file:arbiter".to_owned()),
             epoch: Duration::from_millis(20),
             heartbeat: Duration::from_millis(50),
             timeout: Duration::from_millis(500),
             resync_rate: None,
+            scrub_rate: None,
         }
     }
 }
@@ -66,6 +72,14 @@ impl PairConfig {
         }
     }
 
+    /// How the names of its disks' images begin, and their sizes in bytes.
+    fn disks(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let disks = [("disk", self.disk), ("disk2", self.second_disk)];
+        disks
+            .into_iter()
+            .filter_map(|(name, bytes)| Some((name, bytes?)))
+    }
+
     /// The text of `vm.toml`.
     #[must_use]
     pub fn to_toml(&self) -> String {
@@ -73,8 +87,8 @@ impl PairConfig {
             "name = \"demo\"\ncontrol = \"{{node}}.sock\"\nkernel = \"{}\"\ncmdline = \"{}\"\nmemory = \"{}\"\n",
             self.kernel, self.cmdline, self.memory
         );
-        if self.disk.is_some() {
-            text += "\n[[disk]]\npath = \"disk-{node}.img\"\n";
+        for (name, _) in self.disks() {
+            text += &format!("\n[[disk]]\npath = \"{name}-{{node}}.img\"\n");
         }
         text += &format!(
             "\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\nkeys = \"{KEYS}/{{node}}\"\n"
@@ -89,6 +103,9 @@ impl PairConfig {
         text += &milliseconds("timeout", self.timeout);
         if let Some(rate) = &self.resync_rate {
             text += &format!("resync_rate = \"{rate}\"\n");
+        }
+        if let Some(rate) = &self.scrub_rate {
+            text += &format!("scrub_rate = \"{rate}\"\n");
         }
         for node in [Node::A, Node::B] {
             text += &format!(
@@ -142,8 +159,8 @@ impl Pair {
         fs::write(&file, config.to_toml()).map_err(written(&file))?;
         make_keys(directory)?;
         for node in [Node::A, Node::B] {
-            let path = directory.join(format!("disk-{}.img", node.name()));
-            if let Some(length) = config.disk {
+            for (name, length) in config.disks() {
+                let path = directory.join(format!("{name}-{}.img", node.name()));
                 // Sparse: only what the guest writes takes room.
                 File::create(&path)
                     .and_then(|disk| disk.set_len(length))

@@ -12,6 +12,8 @@ use evertwin_replicator::machine::{
 };
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::checks::Checks;
+
 /// Numbers that guests have emitted, in the order in which the world saw them.
 pub(crate) type World = Arc<Mutex<Vec<u64>>>;
 
@@ -21,7 +23,7 @@ pub(crate) const HIGH: u64 = 0x1000;
 /// What the guest's disk holds: the last count for each of 16 blocks.
 type Disk = [u64; 16];
 
-pub(crate) struct FakeVm(Handle);
+pub(crate) struct FakeVm(pub(super) Handle);
 
 /// Shared by the replicator's thread and the test.
 #[derive(Clone)]
@@ -31,7 +33,7 @@ pub(crate) struct Handle {
     switched: Arc<OwnedFd>,
     exited: Arc<OwnedFd>,
     inbound: Arc<OwnedFd>,
-    reached: Arc<OwnedFd>,
+    pub(super) reached: Arc<OwnedFd>,
 }
 
 pub(crate) struct Inner {
@@ -39,13 +41,13 @@ pub(crate) struct Inner {
     /// Pages of both regions, in order.
     pages: u64,
     memory: Vec<u8>,
-    disk: Disk,
+    pub disk: Disk,
     pub count: u64,
     pub running: bool,
     pub fenced: bool,
     tracking: bool,
     dirty: BTreeSet<u64>,
-    writes: Vec<DiskWrite>,
+    pub(super) writes: Vec<DiskWrite>,
     held: bool,
     queue: VecDeque<(Option<u64>, u64)>,
     world: World,
@@ -72,6 +74,7 @@ pub(crate) struct Inner {
     disk_failure: Option<&'static str>,
     /// What its standby said of its disks.
     pub told: Option<Vec<HeldDisk>>,
+    pub checks: Checks,
 }
 
 impl FakeVm {
@@ -128,6 +131,7 @@ impl FakeVm {
                 withholds: false,
                 disk_failure: None,
                 told: None,
+                checks: Checks::default(),
             })),
             waiting: event(),
             switched: event(),

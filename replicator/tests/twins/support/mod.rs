@@ -1,5 +1,6 @@
 //! What the tests of twins share.
 
+mod checks;
 pub(crate) mod keys;
 pub(crate) mod machine;
 pub(crate) mod proxy;
@@ -13,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Notes, Record};
-use evertwin_replicator::control::{Command, Controller, Outcome, control};
+use evertwin_replicator::control::{Command, Controller, NotDone, Outcome, ScrubReport, control};
 use evertwin_replicator::tls::{Keys, Security};
 use evertwin_replicator::{Config, Ended, Error, NodeId};
 use keys::Authority;
@@ -43,6 +44,33 @@ impl Running {
     /// Has an operator's command obeyed.
     pub(crate) fn command(&self, command: Command) -> Outcome {
         self.controller.command(command, PATIENCE)
+    }
+
+    /// Has the disks compared.
+    pub(crate) fn scrub(&self) -> Result<u64, NotDone> {
+        self.controller.scrub(PATIENCE)
+    }
+
+    /// Waits until its disk was to be compared.
+    #[track_caller]
+    pub(crate) fn wait_for_check(&self) {
+        wait_for("the disk is to be compared", || self.vm.lock().checks.asked);
+    }
+
+    /// Number of the last comparison of disks that has ended.
+    pub(crate) fn scrubs(&self) -> u64 {
+        let status = self.controller.status(PATIENCE).ok();
+        let last = status.and_then(|status| status.scrub?.last);
+        last.map_or(0, |last| last.number)
+    }
+
+    /// How its last comparison of disks ended, once it has.
+    #[track_caller]
+    pub(crate) fn scrubbed(&self, number: u64) -> ScrubReport {
+        wait_for("the pass is over", || self.scrubs() == number);
+        let status = self.controller.status(PATIENCE).expect("it runs");
+        let last = status.scrub.and_then(|scrub| scrub.last);
+        last.expect("it was there")
     }
 
     /// What the twin says that it does.
@@ -84,6 +112,8 @@ pub(crate) struct Pair {
     /// How long twins wait for each other after their link broke.
     pub reconnect: Option<Duration>,
     pub timeout: Duration,
+    /// How often disks are compared by themselves.
+    pub scrub_every: Option<Duration>,
     /// Nodes without TLS.
     pub plaintext: Vec<&'static str>,
     /// Nodes that show the keys of others.
@@ -106,6 +136,7 @@ impl Pair {
             arbiter: true,
             reconnect: None,
             timeout: TIMEOUT,
+            scrub_every: None,
             plaintext: Vec::new(),
             posing: Vec::new(),
         }
@@ -165,6 +196,8 @@ impl Pair {
             timeout: self.timeout,
             reconnect: self.reconnect,
             resync_rate: None,
+            scrub_every: self.scrub_every,
+            scrub_rate: 1 << 30,
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
             notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),

@@ -1,0 +1,109 @@
+//! The fake machine's disk, compared with its twin's: all of it is one block.
+
+use evertwin_replicator::machine::{
+    BlockSum, DiskCheck, DiskChecked, DiskData, DiskSize, DiskWrite, Scrubbed, Summed,
+};
+
+use super::machine::{FakeVm, Inner};
+
+/// What was begun.
+#[derive(Default)]
+pub(crate) struct Checks {
+    /// What the guest had counted to, and the disk's sum then.
+    sum: Option<(u64, u128)>,
+    repaired: bool,
+    compared: Option<DiskChecked>,
+    /// The standby was to compare its disk.
+    pub asked: bool,
+    /// Repairs are recorded and lost.
+    pub forgets: bool,
+    /// The standby does not say how its disk compares.
+    pub silent: bool,
+}
+
+impl Inner {
+    fn disk_bytes(&self) -> Vec<u8> {
+        self.disk.iter().flat_map(|n| n.to_le_bytes()).collect()
+    }
+
+    /// Any sum will do.
+    fn disk_sum(&self) -> u128 {
+        let add = |sum: u128, n: &u64| sum.wrapping_mul(31).wrapping_add(u128::from(*n));
+        self.disk.iter().fold(1, add)
+    }
+}
+
+impl FakeVm {
+    fn signal(&self) {
+        rustix::io::write(&*self.0.reached, &1u64.to_ne_bytes()).expect("an eventfd");
+    }
+}
+
+impl Scrubbed for FakeVm {
+    fn disk_sizes(&self) -> Vec<DiskSize> {
+        let bytes = self.0.lock().disk_bytes().len() as u64;
+        vec![DiskSize { disk: 0, bytes }]
+    }
+
+    fn begin_sums(&mut self, disk: u32, blocks: &[u32]) {
+        assert_eq!((disk, blocks), (0, &[0][..]));
+        let mut inner = self.0.lock();
+        inner.checks.sum = Some((inner.count, inner.disk_sum()));
+        self.signal();
+    }
+
+    fn has_sums(&mut self) -> bool {
+        self.0.lock().checks.sum.is_some()
+    }
+
+    fn take_sums(&mut self) -> Option<Summed> {
+        let mut inner = self.0.lock();
+        let (count, sum) = inner.checks.sum.take()?;
+        let mut summed = Summed::default();
+        if count == inner.count {
+            summed.stable.push(BlockSum { block: 0, sum });
+        } else {
+            summed.touched.push(0);
+        }
+        Some(summed)
+    }
+
+    fn begin_repair(&mut self, disk: u32, blocks: &[u32]) {
+        assert_eq!((disk, blocks), (0, &[0][..]));
+        let mut inner = self.0.lock();
+        let data = DiskData::Bytes(inner.disk_bytes().into());
+        if !inner.checks.forgets {
+            inner.writes.push(DiskWrite {
+                disk: 0,
+                offset: 0,
+                data,
+            });
+        }
+        inner.checks.repaired = true;
+        self.signal();
+    }
+
+    fn take_repaired(&mut self) -> Option<Vec<u32>> {
+        std::mem::take(&mut self.0.lock().checks.repaired).then(|| vec![0])
+    }
+
+    fn begin_compare(&mut self, check: DiskCheck) {
+        let mut inner = self.0.lock();
+        let DiskCheck { epoch, disk, sums } = check;
+        let differs = sums.iter().filter(|sum| sum.sum != inner.disk_sum());
+        let differing = differs.map(|sum| sum.block).collect();
+        inner.checks.asked = true;
+        if !inner.checks.silent {
+            inner.checks.compared = Some(DiskChecked {
+                epoch,
+                disk,
+                differing,
+            });
+            self.signal();
+        }
+    }
+
+    fn take_compared(&mut self) -> Option<DiskChecked> {
+        self.0.lock().checks.compared.take()
+    }
+}
