@@ -90,7 +90,7 @@ pub(super) fn upgrade(lab: &mut Lab) -> Result<(), LabError> {
     judge.await_more(100)?;
     switch_over(lab, &twins, A, B)?;
     judge.await_more(100)?;
-    // Then the other, which had no words for what its disk holds.
+    // Then the other.
     let before = twins.on(B).log().len();
     twins.crash(lab, A)?;
     twins.start(lab, A)?;

@@ -1,0 +1,215 @@
+//! Both twins' disks are compared while the guest runs, and what differs is repaired from the primary's (I10).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use evertwin::lab::pair::PairConfig;
+use evertwin::lab::topology::Node;
+use evertwin_tests::lab::STEP;
+use evertwin_tests::stage::Stage;
+
+const MIB: u64 = 1 << 20;
+/// Size of the guest's disk.
+const DISK: u64 = 64 * MIB;
+/// The unit in which disks are compared.
+const BLOCK: u64 = 64 << 10;
+
+/// A guest that runs this on a disk that is compared as fast as can be.
+fn config(cmdline: &str) -> PairConfig {
+    PairConfig {
+        cmdline: cmdline.to_owned(),
+        memory: "64M".to_owned(),
+        disk: Some(DISK),
+        scrub_rate: Some("1G".to_owned()),
+        ..PairConfig::default()
+    }
+}
+
+/// Writes all over its disk for half a second, and is quiet for one.
+const BURSTS: &str = "workload=bursts writes=128 busy_ms=500 pause_ms=1000";
+
+/// What a pass has found.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    bytes: u64,
+    differences: u64,
+    repaired: u64,
+    busy: u64,
+    unreadable: u64,
+}
+
+fn found(output: &Output) -> Found {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().unwrap_or_default();
+    assert!(line.starts_with("scrub: "), "{output:?}");
+    let field = |name: &str| {
+        let mut fields = line.split(' ').filter_map(|word| word.split_once('='));
+        let value = fields.find(|(key, _)| *key == name).unwrap().1;
+        value.parse::<u64>().unwrap()
+    };
+    Found {
+        bytes: field("bytes"),
+        differences: field("differences"),
+        repaired: field("repaired"),
+        busy: field("busy"),
+        unreadable: field("unreadable"),
+    }
+}
+
+/// Has the disks compared, which must end well.
+fn scrub(stage: &Stage) -> Found {
+    let output = stage.operate(Node::A, &["scrub"]);
+    let found = found(&output);
+    assert!(output.status.success(), "{output:?}");
+    found
+}
+
+/// Changes an image behind the back of the twin that has it open.
+fn rot(stage: &Stage, image: &str, offset: u64) {
+    let mut options = File::options();
+    let options = options.read(true).write(true);
+    let file = options.open(stage.lab.path(image)).unwrap();
+    let mut bytes = [0; 512];
+    file.read_exact_at(&mut bytes, offset).unwrap();
+    file.write_all_at(&bytes.map(|byte| !byte), offset).unwrap();
+}
+
+/// Both images hold the same once the guest is quiet.
+fn assert_same(stage: &Stage, images: [&str; 2]) {
+    let until = Instant::now() + STEP;
+    loop {
+        let [a, b] = images.map(|image| std::fs::read(stage.lab.path(image)).unwrap());
+        let mut blocks = a.chunks(4096).zip(b.chunks(4096));
+        let Some(block) = blocks.position(|(a, b)| a != b) else {
+            assert_eq!(a.len(), b.len());
+            return;
+        };
+        assert!(Instant::now() < until, "4 KiB block {block} differs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a twin refuses, and why.
+fn assert_refused(stage: &Stage, node: Node, why: &str) {
+    let output = stage.operate(node, &["scrub"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let refused = output.status.code() == Some(1) && said.contains(why);
+    assert!(refused, "{output:?}");
+}
+
+#[test]
+fn what_rots_at_the_standby_is_found_and_repaired() {
+    let mut stage = Stage::protected(&config(BURSTS));
+    let clean = scrub(&stage);
+    assert_eq!((clean.differences, clean.bytes), (0, DISK));
+    // Behind blocks that the guest writes, in a hole, in the last block; two in one block.
+    for offset in [8192, 12288, 7 * MIB + 16384, 40 * MIB + 8192, DISK - 512] {
+        rot(&stage, "disk-b.img", offset);
+    }
+    let rotten = scrub(&stage);
+    let found = Found {
+        bytes: DISK,
+        differences: 4,
+        repaired: 4,
+        busy: 0,
+        unreadable: 0,
+    };
+    assert_eq!(rotten, found);
+    stage.wait_for(
+        Node::A,
+        "64 KiB of the standby's disk differ from this one's: they are sent again",
+    );
+    assert_same(&stage, ["disk-a.img", "disk-b.img"]);
+    assert_eq!(scrub(&stage).differences, 0);
+    let status = stage.operate(Node::A, &["status"]);
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert!(said.contains("ago: bytes=67108864 differences=0"), "{said}");
+    // The guest verifies what it has written, here and there.
+    stage.twin(Node::A).kill();
+    stage.wait_for(Node::B, "promoted");
+    let b = stage.twin(Node::B);
+    b.wait_for_console("quiet", STEP).unwrap();
+    let log = b.log().lines();
+    let warned = log.iter().find(|line| line.text.contains("WARNING"));
+    assert!(warned.is_none(), "{warned:?}");
+}
+
+#[test]
+fn a_busy_guests_disks_are_the_same() {
+    // No two requests at one place at a time: what comes of those is nobody's to say. The first one comes once the pair is protected.
+    for busy in [
+        "workload=io pattern=random do=write depth=1 kib=4 after_ms=3000",
+        "workload=io pattern=sequential do=write depth=8 kib=32 after_ms=3000",
+    ] {
+        let mut stage = Stage::protected(&config(busy));
+        let a = stage.twin(Node::A);
+        a.wait_for_console("io: requests=", STEP).unwrap();
+        for _ in 0..2 {
+            let output = stage.operate(Node::A, &["scrub"]);
+            let found = found(&output);
+            println!("{busy}: {found:?}");
+            // Blocks that are written to whenever they are looked at are no differences.
+            assert_eq!(output.status.success(), found.busy == 0, "{output:?}");
+            assert_eq!((found.differences, found.unreadable), (0, 0), "{busy}");
+            assert_eq!(found.bytes + found.busy * BLOCK, DISK);
+            assert!(found.bytes >= DISK / 2, "{busy}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn each_disk_is_compared() {
+    let stage = Stage::protected(&PairConfig {
+        second_disk: Some(3 * BLOCK + 512),
+        ..config("workload=idle")
+    });
+    rot(&stage, "disk-b.img", 5 * MIB);
+    rot(&stage, "disk2-b.img", 3 * BLOCK);
+    let found = scrub(&stage);
+    assert_eq!(found.bytes, DISK + 3 * BLOCK + 512);
+    assert_eq!((found.differences, found.repaired), (2, 2));
+    assert_same(&stage, ["disk-a.img", "disk-b.img"]);
+    assert_same(&stage, ["disk2-a.img", "disk2-b.img"]);
+}
+
+#[test]
+fn a_pass_ends_with_the_protection_and_says_so() {
+    let mut stage = Stage::new(&PairConfig {
+        scrub_rate: Some("2M".to_owned()),
+        ..config(BURSTS)
+    });
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for_role(Node::A, "solo");
+    assert_refused(&stage, Node::A, "the guest is not protected");
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for(Node::A, "protected");
+    assert_refused(&stage, Node::B, "ask the other one");
+    std::thread::scope(|scope| {
+        // Half a minute, if nothing comes between.
+        let pair = &stage;
+        let pass = scope.spawn(|| pair.operate(Node::A, &["scrub"]));
+        let until = Instant::now() + STEP;
+        loop {
+            let status = pair.operate(Node::A, &["status"]);
+            if String::from_utf8_lossy(&status.stdout).contains("% of 64 MiB, now disk 0") {
+                break;
+            }
+            assert!(Instant::now() < until, "{status:?}");
+        }
+        assert_refused(pair, Node::A, "under way already");
+        assert!(!pass.is_finished());
+        let leave = pair.operate(Node::B, &["leave"]);
+        assert!(leave.status.success(), "{leave:?}");
+        let output = pass.join().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = "the scrub ended early: the guest is not protected any more";
+        assert!(said.contains(why), "{said}");
+        assert!(found(&output).bytes < DISK);
+    });
+    // Its next life is compared as well.
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for_role(Node::A, "protected");
+}
