@@ -135,7 +135,8 @@ pub type Outcome = Result<u64, NotDone>;
 pub(crate) enum Asked {
     Status(Sender<TwinStatus>),
     Command(Command, Sender<Outcome>),
-    Scrub(Sender<Result<u64, NoScrub>>),
+    /// Whether memory as well.
+    Scrub(bool, Sender<Result<u64, NoScrub>>),
 }
 
 /// The operator's end. Can be cloned and used from any thread.
@@ -182,13 +183,13 @@ impl Controller {
         self.ask(|reply| Asked::Command(command, reply), patience)?
     }
 
-    /// Has the primary compare both twins' disks. Gives the number of the pass that has begun, whose end is in the twin's
+    /// Has the primary compare both twins' disks, and with `memory` their memories. Gives the number of the pass that has begun, whose end is in the twin's
     /// [status](Self::status).
     ///
     /// # Errors
     /// Why none has.
-    pub fn scrub(&self, patience: Duration) -> Result<u64, NotDone> {
-        Ok(self.ask(Asked::Scrub, patience)??)
+    pub fn scrub(&self, memory: bool, patience: Duration) -> Result<u64, NotDone> {
+        Ok(self.ask(|reply| Asked::Scrub(memory, reply), patience)??)
     }
 
     fn ask<T>(

@@ -67,7 +67,7 @@ pub enum Command {
     /// End this twin without harm to the guest: a primary hands it over first.
     Leave(TwinArgs),
     /// Compare both twins' disks while the guest runs, and repair what differs: asked of the primary.
-    Scrub(TwinArgs),
+    Scrub(ScrubArgs),
     /// Make the keys by which the twins of a protected VM know each other.
     Keys(KeysArgs),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
@@ -89,6 +89,17 @@ pub struct TwinArgs {
     /// Answer with one line of JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `evertwin scrub`.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Which twin.
+    #[command(flatten)]
+    pub twin: TwinArgs,
+    /// Compare both twins' memories as well.
+    #[arg(long)]
+    pub memory: bool,
 }
 
 /// Options of `evertwin promote`.

@@ -16,7 +16,7 @@ pub struct ScrubStatus {
 pub struct ScrubProgress {
     /// Number of the pass, from 1.
     pub number: u64,
-    /// Index of the disk that is looked at.
+    /// Index of the disk that is looked at. From the last number on downwards: regions of memory.
     pub disk: u32,
     /// Bytes that are done.
     pub bytes: u64,
@@ -25,6 +25,16 @@ pub struct ScrubProgress {
 }
 
 impl ScrubProgress {
+    /// What is looked at, in words.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match self.disk {
+            // A VM has at most 64 regions, and 64 devices.
+            disk if disk >= u32::MAX - 63 => "memory".to_owned(),
+            disk => format!("disk {disk}"),
+        }
+    }
+
     /// How much of the pass is done.
     #[must_use]
     pub fn percent(&self) -> u64 {
@@ -94,6 +104,6 @@ pub enum NoScrub {
     #[error("a scrub is under way already: see `evertwin status`")]
     Running,
     /// There is nothing to compare.
-    #[error("the guest has no disk that it may write")]
+    #[error("the guest has no disk that it may write; --memory compares memory")]
     NoDisks,
 }

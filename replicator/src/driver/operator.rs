@@ -24,7 +24,7 @@ impl Driver<'_> {
                 // Who asked may have given up, here and below: nobody is told then.
                 Asked::Status(reply) => drop(reply.send(self.status())),
                 Asked::Command(command, reply) => self.obey(command, reply)?,
-                Asked::Scrub(reply) => drop(reply.send(self.begin_scrub())),
+                Asked::Scrub(memory, reply) => drop(reply.send(self.begin_scrub(memory))),
             }
         }
         self.arm_control().map_err(Error::Ring)

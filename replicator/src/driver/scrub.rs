@@ -1,5 +1,6 @@
-//! Comparing both twins' disks while the guest runs (PROTOCOL.md §4.5).
+//! Comparing both twins' disks, and memories, while the guest runs (PROTOCOL.md §4.5).
 
+mod memory;
 mod pass;
 
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use tracing::{error, info, warn};
 
 use super::Driver;
 use crate::control::{NoScrub, ScrubReport, ScrubStatus};
-use crate::machine::{BLOCK_BYTES, DiskCheck, DiskChecked};
+use crate::machine::{BLOCK_BYTES, BlockSum, DiskCheck, DiskChecked};
 use crate::wire::{Header, Kind, SCRUB, VERSION, WireError, scrub};
 use pass::{Pass, Step, Verdict};
 
@@ -31,6 +32,8 @@ pub(super) struct Scrub {
     last: Option<(Instant, ScrubReport)>,
     /// When the next one begins by itself.
     next: Option<Instant>,
+    /// What blocks of memory held when they were read.
+    memory: Vec<BlockSum>,
     /// The guest did nothing in the epoch captured last: it makes none by itself.
     idle: bool,
 }
@@ -60,8 +63,8 @@ impl Scrub {
 }
 
 impl Driver<'_> {
-    /// The operator, or the time, wants a pass over all disks. Returns its number.
-    pub(super) fn begin_scrub(&mut self) -> Result<u64, NoScrub> {
+    /// The operator, or the time, wants a pass over all disks, perhaps over all memory as well. Returns its number.
+    pub(super) fn begin_scrub(&mut self, memory: bool) -> Result<u64, NoScrub> {
         match self.twin.role() {
             Role::Protected => {}
             Role::Syncing | Role::Naming => return Err(NoScrub::Syncing),
@@ -74,7 +77,10 @@ impl Driver<'_> {
         if self.scrub.pass.is_some() {
             return Err(NoScrub::Running);
         }
-        let disks = self.machine.disk_sizes();
+        let mut disks = self.machine.disk_sizes();
+        if memory {
+            disks.extend(memory::sizes(&self.identity.memory));
+        }
         if disks.is_empty() {
             return Err(NoScrub::NoDisks);
         }
@@ -107,7 +113,10 @@ impl Driver<'_> {
             match pass.next_batch(now, self.config.scrub_rate) {
                 Some((disk, blocks)) => {
                     pass.go_to(Step::Summing);
-                    self.machine.begin_sums(disk, &blocks);
+                    match memory::region(&self.identity.memory, disk) {
+                        Some(region) => self.begin_memory_sums(region, &blocks),
+                        None => self.machine.begin_sums(disk, &blocks),
+                    }
                 }
                 None => self.end_scrub(None),
             }
@@ -122,7 +131,7 @@ impl Driver<'_> {
         if next <= now && self.scrub.pass.is_none() {
             self.scrub.next = Some(now + every);
             // Nothing to be compared, or nobody to compare with: perhaps the next time.
-            let _ = self.begin_scrub();
+            let _ = self.begin_scrub(false);
         }
     }
 
@@ -158,14 +167,17 @@ impl Driver<'_> {
     /// Primary: an epoch was captured. Blocks that are the same since before they were read held that at its end.
     pub(super) fn settle_sums(&mut self, epoch: u64, idle: bool) {
         self.scrub.idle = idle;
-        let pass = self.scrub.pass.as_mut();
-        let Some(pass) = pass.filter(|pass| pass.step == Step::Summing) else {
+        let pass = self.scrub.pass.as_ref();
+        let Some(disk) = pass.and_then(Pass::summing) else {
             return;
         };
-        let Some(summed) = self.machine.take_sums() else {
+        let summed = match memory::region(&self.identity.memory, disk) {
+            Some(region) => Some(self.take_memory_sums(region)),
+            None => self.machine.take_sums(),
+        };
+        let (Some(summed), Some(pass)) = (summed, &mut self.scrub.pass) else {
             return;
         };
-        let disk = pass.disk();
         for (block, why) in &summed.unreadable {
             let offset = u64::from(*block) * BLOCK_BYTES;
             error!(
@@ -215,7 +227,10 @@ impl Driver<'_> {
                 let check = scrub::check(epoch, payload).ok_or(malformed)?;
                 // It is about the epoch that this twin has applied just now.
                 if epoch == self.last_epoch {
-                    self.machine.begin_compare(check);
+                    match memory::region(&self.identity.memory, check.disk) {
+                        Some(region) => self.compare_memory(region, &check),
+                        None => self.machine.begin_compare(check),
+                    }
                 }
             }
             // It may come late, to a pass that has ended, or behind an exchange of roles.
@@ -248,10 +263,17 @@ impl Driver<'_> {
         } = pass.compared(differing)?;
         for (block, number) in found.iter().zip(before..TOLD) {
             let offset = u64::from(*block) * BLOCK_BYTES;
-            warn!(
-                disk,
-                offset, "64 KiB of the standby's disk differ from this one's: they are sent again"
-            );
+            match memory::region(&self.identity.memory, disk) {
+                Some(region) => error!(
+                    address = region.start + offset,
+                    "64 KiB of the standby's memory differ from this one's: they are sent again"
+                ),
+                None => warn!(
+                    disk,
+                    offset,
+                    "64 KiB of the standby's disk differ from this one's: they are sent again"
+                ),
+            }
             if number + 1 == TOLD {
                 warn!("more of them are only counted");
             }
@@ -260,14 +282,20 @@ impl Driver<'_> {
             let offset = u64::from(block) * BLOCK_BYTES;
             error!(
                 disk,
-                offset, "64 KiB of the standby's disk differ however often they are sent"
+                offset, "64 KiB differ at the standby however often they are sent"
             );
         }
         if repair.is_empty() {
             pass.go_to(Step::Next);
         } else {
             pass.go_to(Step::Repairing);
-            self.machine.begin_repair(disk, &repair);
+            match memory::region(&self.identity.memory, disk) {
+                Some(region) => {
+                    pass.repaired(&repair);
+                    self.repair_memory(region, &repair);
+                }
+                None => self.machine.begin_repair(disk, &repair),
+            }
         }
         Some(())
     }

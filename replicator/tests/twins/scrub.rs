@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use evertwin_replicator::control::{NoScrub, NotDone, ScrubCounts};
+use evertwin_replicator::machine::PAGE_SIZE;
 
 use crate::support::machine::{FakeVm, Handle, World};
 use crate::support::proxy::Proxy;
@@ -89,6 +90,38 @@ fn a_guest_that_writes_all_the_time_is_never_in_the_wrong() {
         assert_eq!((counts.differences, counts.unreadable), (0, 0));
         assert_eq!(counts.bytes + BYTES * counts.busy, BYTES);
     }
+}
+
+#[test]
+fn memories_are_compared_and_repaired() {
+    let (pair, world) = (Pair::new(), world());
+    let (a, b) = protected(&pair, &world);
+    let all = BYTES + PAGES * PAGE_SIZE as u64;
+    assert_eq!(a.scrub_all(), Ok(1));
+    let clean = a.scrubbed(1);
+    assert!(clean.is_clean() && clean.counts.bytes == all, "{clean:?}");
+    // The first page, and the last one of the second region.
+    for at in [7, PAGES as usize * PAGE_SIZE - 1] {
+        b.vm.lock().memory[at] ^= 1;
+    }
+    assert_eq!(a.scrub_all(), Ok(2));
+    let report = a.scrubbed(2);
+    assert!(
+        report.is_clean() && report.counts.bytes == all,
+        "{report:?}"
+    );
+    assert_eq!((report.counts.differences, report.counts.repaired), (2, 2));
+    // While the guest goes through all its memory, nothing is taken for a difference.
+    assert_eq!(a.scrub_all(), Ok(3));
+    wait_for("the pass is over", || {
+        a.vm.step();
+        std::thread::sleep(Duration::from_millis(1));
+        a.scrubs() == 3
+    });
+    assert_eq!(a.scrubbed(3).counts.differences, 0);
+    drop(a);
+    wait_for("b is promoted", || b.vm.running());
+    assert!(b.vm.lock().consistent(), "exactly one epoch (I3)");
 }
 
 #[test]

@@ -24,7 +24,10 @@ pub enum Request {
     /// End, without harm to the guest.
     Leave,
     /// Compare both twins' disks.
-    Scrub,
+    Scrub {
+        /// And their memories.
+        memory: bool,
+    },
     /// Arm a named point of the product for a test.
     #[cfg(feature = "failpoints")]
     Failpoint {

@@ -126,8 +126,8 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
         Request::Switchover => Command::Switchover,
         Request::Promote => Command::Promote,
         Request::Leave => Command::Leave,
-        Request::Scrub => {
-            return match controller.scrub(STATUS) {
+        Request::Scrub { memory } => {
+            return match controller.scrub(memory, STATUS) {
                 Ok(number) => Reply::Scrubbing { number },
                 Err(why) => Reply::Error(why.to_string()),
             };

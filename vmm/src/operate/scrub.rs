@@ -1,4 +1,4 @@
-//! `evertwin scrub`: both twins' disks are compared.
+//! `evertwin scrub`: both twins' disks, and memories, are compared.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use evertwin_replicator::control::{ScrubCounts, ScrubReport, ScrubStatus};
 
 use super::{OperateError, socket, unexpected};
-use crate::cli::TwinArgs;
+use crate::cli::ScrubArgs;
 use crate::control::{self, Reply, Request};
 
 /// Time between two questions how far it is.
@@ -15,13 +15,14 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Percent of a pass between two lines that say so.
 const STEP: u64 = 10;
 
-/// Has a primary compare the disks, and shows how that goes until it is over.
+/// Has a primary compare them, and shows how that goes until it is over.
 ///
 /// # Errors
 /// The twin can't be asked, or does not begin.
-pub fn scrub(target: &TwinArgs) -> Result<ExitCode, OperateError> {
+pub fn scrub(options: &ScrubArgs) -> Result<ExitCode, OperateError> {
+    let (target, memory) = (&options.twin, options.memory);
     let path = socket(target)?.ok_or(OperateError::NoTwin)?;
-    let number = match control::ask(&path, Request::Scrub)? {
+    let number = match control::ask(&path, Request::Scrub { memory })? {
         Reply::Scrubbing { number } => number,
         other => return Err(unexpected(other)),
     };
@@ -85,10 +86,10 @@ pub(super) fn print_status(status: &ScrubStatus) {
     let ScrubStatus { pass, last } = status;
     if let Some(pass) = pass {
         println!(
-            "  scrub  {} % of {} MiB, now disk {}",
+            "  scrub  {} % of {} MiB, now {}",
             pass.percent(),
             pass.of >> 20,
-            pass.disk
+            pass.what()
         );
     }
     if let Some(last) = last {

@@ -40,7 +40,7 @@ pub(crate) struct Inner {
     pub identity: Identity,
     /// Pages of both regions, in order.
     pages: u64,
-    memory: Vec<u8>,
+    pub memory: Vec<u8>,
     pub disk: Disk,
     pub count: u64,
     pub running: bool,

@@ -48,7 +48,12 @@ impl Running {
 
     /// Has the disks compared.
     pub(crate) fn scrub(&self) -> Result<u64, NotDone> {
-        self.controller.scrub(PATIENCE)
+        self.controller.scrub(false, PATIENCE)
+    }
+
+    /// Has the disks and all memory compared.
+    pub(crate) fn scrub_all(&self) -> Result<u64, NotDone> {
+        self.controller.scrub(true, PATIENCE)
     }
 
     /// Waits until its disk was to be compared.
