@@ -191,6 +191,21 @@ fn a_pass_goes_on_over_a_link_that_is_back() {
 }
 
 #[test]
+fn an_answer_to_what_was_not_asked_costs_the_link() {
+    let (mut pair, world) = (Pair::new(), world());
+    pair.reconnect = Some(Duration::from_secs(5));
+    let (a, b) = protected(&pair, &world);
+    wait_for_same(&a.vm, &b.vm);
+    b.vm.lock().checks.strays = true;
+    let link = a.link();
+    assert_eq!(a.scrub(), Ok(1));
+    let report = a.scrubbed(1);
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.counts.differences, 0);
+    assert!(!b.vm.lock().checks.strays && a.link() != link);
+}
+
+#[test]
 fn the_roles_may_change_in_the_middle() {
     use evertwin_replicator::control::Command;
     let (pair, world) = (Pair::new(), world());

@@ -17,6 +17,8 @@ pub(crate) struct Checks {
     pub asked: bool,
     /// Repairs are recorded and lost.
     pub forgets: bool,
+    /// The standby once names a block that it was not asked for.
+    pub strays: bool,
     /// The standby does not say how its disk compares.
     pub silent: bool,
 }
@@ -91,7 +93,10 @@ impl Scrubbed for FakeVm {
         let mut inner = self.0.lock();
         let DiskCheck { epoch, disk, sums } = check;
         let differs = sums.iter().filter(|sum| sum.sum != inner.disk_sum());
-        let differing = differs.map(|sum| sum.block).collect();
+        let mut differing: Vec<u32> = differs.map(|sum| sum.block).collect();
+        if std::mem::take(&mut inner.checks.strays) {
+            differing.push(9);
+        }
         inner.checks.asked = true;
         if !inner.checks.silent {
             inner.checks.compared = Some(DiskChecked {
