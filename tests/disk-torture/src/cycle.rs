@@ -8,6 +8,7 @@ use fastrand::Rng;
 use crate::blow::{Blow, up_to};
 use crate::error::TortureError;
 use crate::judge;
+use crate::rot;
 use crate::site::{BUSY, NODES, Site};
 use crate::tamper::Tamper;
 
@@ -36,6 +37,8 @@ const AWAY: Duration = Duration::from_secs(1);
 pub(crate) struct Cycle {
     first: Blow,
     second: Option<Blow>,
+    /// Before all that, the standby's disk changes by itself, and is repaired.
+    rots: bool,
     tamper: Option<Tamper>,
     /// A dead twin does not return before the other goes on alone, and not for this long.
     away: Option<Duration>,
@@ -56,6 +59,7 @@ impl Cycle {
             second: (random.u8(0..10) < 3).then(|| Blow::second(random)),
             away: (tamper.is_some() || random.u8(0..10) < 6).then(|| up_to(random, AWAY)),
             tamper,
+            rots: random.u8(0..10) < 3,
             protected: Duration::ZERO,
             told: Vec::new(),
         }
@@ -70,6 +74,9 @@ impl Cycle {
     ) -> Result<Node, TortureError> {
         let mut since = Instant::now();
         if let Some(primary) = primary {
+            if self.rots {
+                self.told.push(rot::rot(site, primary, random)?);
+            }
             lead(site, primary, random)?;
             since = Instant::now();
             self.told.push(self.first.to_string());

@@ -27,6 +27,9 @@ pub(crate) enum TortureError {
     /// The operator's command was not obeyed.
     #[error("the switchover: {0}")]
     Switchover(String),
+    /// Disks that were to be compared and repaired.
+    #[error("a scrub: {0}")]
+    Scrub(String),
     /// Nobody harmed it.
     #[error("the twin {node:?} ended by itself ({status}): {last}")]
     Ended {

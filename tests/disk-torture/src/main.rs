@@ -9,6 +9,7 @@ mod guest;
 mod images;
 mod judge;
 mod pattern;
+mod rot;
 mod site;
 mod tamper;
 
@@ -49,8 +50,14 @@ fn main() -> ExitCode {
         println!("disks: {error}");
     }
     println!(
-        "disks: cycles={} lost_writes={} mismatched_blocks={} delta={} full={}",
-        total.cycles, total.lost, total.mismatched, total.delta, total.full
+        "disks: cycles={} lost_writes={} mismatched_blocks={} delta={} full={} rotten={} repaired={}",
+        total.cycles,
+        total.lost,
+        total.mismatched,
+        total.delta,
+        total.full,
+        total.rotten,
+        total.repaired
     );
     let good = done.is_ok() && total.cycles > 0 && total.lost == 0 && total.mismatched == 0;
     ExitCode::from(u8::from(!good))
@@ -143,11 +150,14 @@ struct Total {
     mismatched: u64,
     delta: u64,
     full: u64,
+    rotten: u64,
+    repaired: u64,
 }
 
 impl Total {
     fn count(&mut self, site: &Site, done: &Result<Node, TortureError>) {
         (self.delta, self.full) = (site.copies.delta, site.copies.full);
+        (self.rotten, self.repaired) = (site.rot.rotten, site.rot.repaired);
         match done {
             Err(TortureError::Lost { count, .. }) => self.lost += count,
             Err(TortureError::Guest { errors, .. }) => self.lost += errors,

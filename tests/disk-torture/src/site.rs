@@ -9,12 +9,14 @@ use evertwin::lab::events::Line;
 use evertwin::lab::pair::{Pair, PairConfig};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::{Node, Topology};
+use evertwin_replicator::control::ScrubReport;
 
 use crate::copies::Copies;
 use crate::error::TortureError;
 use crate::guest::Guest;
 use crate::images;
 use crate::pattern::{BLOCKS, DISK, WRITES};
+use crate::rot::Rot;
 
 /// Both nodes.
 pub(crate) const NODES: [Node; 2] = [Node::A, Node::B];
@@ -49,6 +51,7 @@ pub(crate) struct Site {
     twins: [Twin; 2],
     pub guest: Guest,
     pub copies: Copies,
+    pub rot: Rot,
 }
 
 /// What there is to know of a twin's process.
@@ -68,6 +71,7 @@ impl Site {
             memory: "64M".to_owned(),
             disk: Some(DISK),
             timeout: SILENCE,
+            scrub_rate: Some("1G".to_owned()),
             ..PairConfig::default()
         };
         let site = Self {
@@ -78,6 +82,7 @@ impl Site {
             twins: Default::default(),
             guest: Guest::new(),
             copies: Copies::default(),
+            rot: Rot::default(),
         };
         images::write_first(&site.image(Node::A))
             .and_then(|()| images::write_others(&site.image(Node::B)))
@@ -150,6 +155,22 @@ impl Site {
         match control::ask(&self.socket(primary), Request::Switchover)? {
             Reply::Done { .. } => Ok(()),
             other => Err(TortureError::Switchover(format!("{other:?}"))),
+        }
+    }
+
+    /// Has a primary compare both disks. The number of the pass.
+    pub(crate) fn scrub(&self, primary: Node) -> Result<u64, TortureError> {
+        match control::ask(&self.socket(primary), Request::Scrub { memory: false })? {
+            Reply::Scrubbing { number } => Ok(number),
+            other => Err(TortureError::Scrub(format!("{other:?}"))),
+        }
+    }
+
+    /// How the last pass of a primary has ended.
+    pub(crate) fn scrubbed(&self, primary: Node) -> Option<ScrubReport> {
+        match control::ask(&self.socket(primary), Request::Status) {
+            Ok(Reply::Status(status)) => status.twin.scrub?.last,
+            _ => None,
         }
     }
 

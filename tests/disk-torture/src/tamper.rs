@@ -82,7 +82,8 @@ fn let_time_pass(image: &Path) -> io::Result<()> {
     }
 }
 
-fn overwrite(image: &Path, random: &mut Rng) -> io::Result<u64> {
+/// Overwrites blocks of 4 KiB. Returns how many.
+pub(crate) fn overwrite(image: &Path, random: &mut Rng) -> io::Result<u64> {
     let file = File::options().write(true).open(image)?;
     let count = random.u64(1..=MOST);
     for _ in 0..count {
