@@ -1,4 +1,4 @@
-//! What an operator is told of a scrub: the comparison of both twins' disks (PROTOCOL.md §4.5).
+//! What an operator is told of a scrub: the comparison of both twins' disks (PROTOCOL.md §4.6).
 
 use serde::{Deserialize, Serialize};
 

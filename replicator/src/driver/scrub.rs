@@ -1,4 +1,4 @@
-//! Comparing both twins' disks, and memories, while the guest runs (PROTOCOL.md §4.5).
+//! Comparing both twins' disks, and memories, while the guest runs (PROTOCOL.md §4.6).
 
 mod memory;
 mod pass;

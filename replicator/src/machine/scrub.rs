@@ -1,4 +1,4 @@
-//! What comparing both twins' disks needs of a virtual machine (PROTOCOL.md §4.5).
+//! What comparing both twins' disks needs of a virtual machine (PROTOCOL.md §4.6).
 
 /// Bytes of a block, the unit in which disks are compared. The last one of a disk may be shorter.
 pub const BLOCK_BYTES: u64 = 64 << 10;

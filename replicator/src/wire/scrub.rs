@@ -1,4 +1,4 @@
-//! What twins tell each other to compare their disks (PROTOCOL.md §4.5).
+//! What twins tell each other to compare their disks (PROTOCOL.md §4.6).
 
 use super::frame::Frame;
 use super::header::Kind;

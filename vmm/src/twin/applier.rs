@@ -12,9 +12,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use evertwin_devices::virtio::block::{Block, Journal, Point};
 use evertwin_devices::virtio::{DiskData, DiskWrite};
 use evertwin_replicator::crash::crash_point;
+use evertwin_replicator::machine::{DiskCheck, DiskChecked};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::lock;
+use super::{lock, scrub};
 use crate::machine::{self, SharedDevice};
 
 /// Bytes of writes that may wait for the disks; who brings more waits as well.
@@ -37,6 +38,8 @@ pub(super) enum Task {
     Finish,
     /// What they hold now is this point. Older ones but these can be forgotten.
     Follow(Point, Vec<Point>),
+    /// One of them is compared as it is now.
+    Compare(DiskCheck, Sender<DiskChecked>),
     /// The guest goes on here: nobody else writes to them from now on.
     Take(Sender<()>),
     /// All that was asked before is done.
@@ -237,6 +240,11 @@ impl Worker {
                     disk.begin_point(point, &keep);
                     disk.settle_point(point, false);
                 });
+                Ok(())
+            }
+            Task::Compare(check, tell) => {
+                let _ = tell.send(scrub::compare(&self.devices, &check));
+                let _ = self.changed.write(1);
                 Ok(())
             }
             Task::Take(tell) => {

@@ -5,7 +5,9 @@ use std::io;
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use evertwin_devices::virtio::block::{Block, BlockSet, Distrust, Held, Point};
 use evertwin_devices::virtio::{Device, DiskWrite as DeviceWrite};
-use evertwin_replicator::machine::{DiskCopy, DiskPlan, HeldDisk, MachineError};
+use evertwin_replicator::machine::{
+    DiskCheck, DiskChecked, DiskCopy, DiskPlan, HeldDisk, MachineError,
+};
 
 use super::applier::{Applier, Task};
 use super::{Machine, lock};
@@ -193,6 +195,14 @@ impl Disks {
             false => Ok(()),
         });
         asked.map_err(MachineError::new)
+    }
+
+    /// Standby: begins to compare a disk, once it holds all that has come so far.
+    pub(super) fn compare(&self, check: DiskCheck) -> Receiver<DiskChecked> {
+        let (tell, compared) = bounded(1);
+        // One that can't be asked has failed, which is told elsewhere.
+        let _ = self.applier.ask(Task::Compare(check, tell));
+        compared
     }
 
     /// Standby: what is on the disks is all that has come.

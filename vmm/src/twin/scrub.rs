@@ -19,7 +19,7 @@ const _: () = assert!(BLOCK_BYTES == machine::BLOCK_BYTES);
 pub(super) struct Scrub {
     sums: Option<Sums>,
     repaired: Option<Receiver<Vec<u32>>>,
-    compared: Option<DiskChecked>,
+    compared: Option<crossbeam_channel::Receiver<DiskChecked>>,
 }
 
 /// What is known of a block's sum.
@@ -56,9 +56,9 @@ impl Sums {
 }
 
 /// The device of a disk that the guest may write.
-fn device_of(machine: &Machine, number: u32) -> Option<&SharedDevice> {
+fn device_of(devices: &[SharedDevice], number: u32) -> Option<&SharedDevice> {
     let is_it = |disk: &mut Block| disk.number() == number;
-    let mut devices = machine.devices().iter();
+    let mut devices = devices.iter();
     devices.find(|device| lock(*device).disk().is_some_and(is_it))
 }
 
@@ -107,11 +107,20 @@ fn repair(device: &SharedDevice, blocks: &[u32]) -> Vec<u32> {
     blocks.iter().filter(again).copied().collect()
 }
 
+/// Standby: how a disk compares that holds what the check is about.
+pub(super) fn compare(devices: &[SharedDevice], check: &DiskCheck) -> DiskChecked {
+    DiskChecked {
+        epoch: check.epoch,
+        disk: check.disk,
+        differing: differing(devices, check),
+    }
+}
+
 /// Blocks of the check that hold something else here, or can't be read.
-fn differing(machine: &Machine, check: &DiskCheck) -> Vec<u32> {
+fn differing(devices: &[SharedDevice], check: &DiskCheck) -> Vec<u32> {
     // Finds no difference on purpose.
     fail::fail_point!("scrub::blind", |_| Vec::new());
-    let reader = match device_of(machine, check.disk).map(reader) {
+    let reader = match device_of(devices, check.disk).map(reader) {
         Some(Ok(reader)) => reader,
         Some(Err(error)) => {
             tracing::error!(disk = check.disk, %error, "a disk can't be read");
@@ -145,7 +154,7 @@ impl Scrubbed for Twin {
 
     fn begin_sums(&mut self, disk: u32, blocks: &[u32]) {
         self.scrub.sums = None;
-        let Some(device) = device_of(&self.machine, disk) else {
+        let Some(device) = device_of(self.machine.devices(), disk) else {
             return;
         };
         // From before the first byte is read.
@@ -199,7 +208,7 @@ impl Scrubbed for Twin {
     }
 
     fn begin_repair(&mut self, disk: u32, blocks: &[u32]) {
-        self.scrub.repaired = device_of(&self.machine, disk).map(|device| {
+        self.scrub.repaired = device_of(self.machine.devices(), disk).map(|device| {
             let (device, blocks) = (Arc::clone(device), blocks.to_vec());
             spawn(&self.machine, move || repair(&device, &blocks))
         });
@@ -216,15 +225,12 @@ impl Scrubbed for Twin {
     }
 
     fn begin_compare(&mut self, check: DiskCheck) {
-        self.scrub.compared = Some(DiskChecked {
-            epoch: check.epoch,
-            disk: check.disk,
-            differing: differing(&self.machine, &check),
-        });
-        let _ = self.machine.disks_changed().write(1);
+        self.scrub.compared = Some(self.disks.compare(check));
     }
 
     fn take_compared(&mut self) -> Option<DiskChecked> {
-        self.scrub.compared.take()
+        let compared = self.scrub.compared.as_ref()?.try_recv().ok()?;
+        self.scrub.compared = None;
+        Some(compared)
     }
 }

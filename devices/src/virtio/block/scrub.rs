@@ -6,13 +6,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::mirror::blocks_of;
 use super::mirrored::contents;
-use super::{BLOCK_BYTES, Block, DiskData, DiskImage, DiskWrite};
+use super::{BLOCK_BYTES, Block, DiskData, DiskImage, DiskWrite, filled};
 
 /// Blocks of which somebody wants to know whether the guest touches them.
 #[derive(Debug, Default)]
@@ -80,10 +81,8 @@ fn place(block: u32, bytes: u64) -> io::Result<Place> {
     }
 }
 
-fn read(file: &File, place: &Place) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; place.len];
-    file.read_exact_at(&mut bytes, place.offset)?;
-    Ok(bytes)
+fn read(file: &File, place: &Place) -> io::Result<Arc<[u8]>> {
+    filled(place.len, |bytes| file.read_exact_at(bytes, place.offset))
 }
 
 impl Block {
