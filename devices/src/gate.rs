@@ -6,14 +6,18 @@
 //! belonging to the epoch that ends, and [`OutputGate::release_through`] emits what was
 //! sealed up to an epoch.
 
+mod lease;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::lock;
+use lease::Lease;
 
 /// Bookkeeping charged for each held piece of output, in bytes, so that tiny frames are
 /// bounded as well.
@@ -79,6 +83,8 @@ struct Account {
 
 struct State {
     mode: Mode,
+    /// It holds since its lease ran out, and for no other reason.
+    lapsed: bool,
     accounts: Vec<Account>,
     unsealed: Vec<Item>,
     sealed: VecDeque<(u64, Vec<Item>)>,
@@ -116,6 +122,7 @@ pub struct OutputGate {
     sinks: RwLock<Vec<Arc<SinkEntry>>>,
     state: Mutex<State>,
     discarded: AtomicBool,
+    lease: Lease,
     limit_bytes: usize,
     waiting: EventFd,
     counters: AtomicCounters,
@@ -129,11 +136,13 @@ impl OutputGate {
             sinks: RwLock::new(Vec::new()),
             state: Mutex::new(State {
                 mode: Mode::Open,
+                lapsed: false,
                 accounts: Vec::new(),
                 unsealed: Vec::new(),
                 sealed: VecDeque::new(),
             }),
             discarded: AtomicBool::new(false),
+            lease: Lease::default(),
             limit_bytes,
             waiting: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             counters: AtomicCounters::default(),
@@ -173,7 +182,7 @@ impl OutputGate {
         {
             // The gate may have closed while this thread waited for the sink.
             let mut state = lock(&self.state);
-            if state.mode != Mode::Open {
+            if self.lapses(&mut state) || state.mode != Mode::Open {
                 return self.keep(&mut state, sink.0, entry.stream, bytes);
             }
         }
@@ -191,6 +200,7 @@ impl OutputGate {
             if state.mode == Mode::Open {
                 state.mode = Mode::Holding;
             }
+            state.lapsed = false;
         }
         self.drain_sinks();
     }
@@ -211,13 +221,26 @@ impl OutputGate {
                     .collect();
                 batch.append(&mut state.unsealed);
                 if batch.is_empty() {
+                    state.lapsed = false;
                     // Output submitted during the emission below is emitted first too.
                     state.mode = Mode::Open;
                     return;
                 }
                 batch
             };
-            self.emit(batch);
+            let left = self.emit(batch);
+            if !left.is_empty() {
+                return self.put_back(left);
+            }
+        }
+    }
+
+    /// Output may leave until `until`, a reading of `CLOCK_BOOTTIME`, and from then on it is held; none:
+    /// for ever. A gate that is closed since its lease ran out opens again.
+    pub fn lease(&self, until: Option<Duration>) {
+        self.lease.set(until);
+        if lock(&self.state).lapsed {
+            self.open();
         }
     }
 
@@ -276,7 +299,10 @@ impl OutputGate {
                     None => return,
                 }
             };
-            self.emit(items);
+            let left = self.emit(items);
+            if !left.is_empty() {
+                return self.put_back(left);
+            }
         }
     }
 
@@ -347,14 +373,39 @@ impl OutputGate {
         Submit::Held
     }
 
-    /// Emits items taken off the queue. The caller holds the release lock.
-    fn emit(&self, items: Vec<Item>) {
-        for item in &items {
+    /// Closes an open gate whose lease is over. True if it was.
+    fn lapses(&self, state: &mut State) -> bool {
+        let lapses = state.mode == Mode::Open && self.lease.is_over();
+        if lapses {
+            state.mode = Mode::Holding;
+            state.lapsed = true;
+        }
+        lapses
+    }
+
+    /// What could not be emitted comes before all else that is held.
+    fn put_back(&self, mut left: Vec<Item>) {
+        let mut state = lock(&self.state);
+        state.lapsed = true;
+        left.append(&mut state.unsealed);
+        state.unsealed = left;
+    }
+
+    /// Emits items taken off the queue, and returns those that come too late for the lease. The caller
+    /// holds the release lock.
+    fn emit(&self, mut items: Vec<Item>) -> Vec<Item> {
+        let mut left = Vec::new();
+        for at in 0..items.len() {
+            let item = &items[at];
             let entry = self.sink(item.sink);
             let mut target = lock(&entry.sink);
             if self.discarded.load(Ordering::SeqCst) {
                 self.counters.discarded.fetch_add(1, Ordering::Relaxed);
                 continue;
+            }
+            if self.lease.is_over() {
+                left = items.split_off(at);
+                break;
             }
             target.emit(&item.bytes);
             self.counters.released.fetch_add(1, Ordering::Relaxed);
@@ -372,6 +423,7 @@ impl OutputGate {
                 }
             }
         }
+        left
     }
 
     /// Waits until no thread is inside a sink.

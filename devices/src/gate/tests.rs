@@ -261,3 +261,34 @@ fn holding_waits_for_what_is_on_its_way() {
     });
     assert_eq!(gate.held_bytes(), 1 + ITEM_OVERHEAD);
 }
+
+#[test]
+fn a_gate_whose_lease_is_over_holds_until_there_is_another() {
+    let gate = gate(10_000);
+    let (sink, from) = recorder(&gate, false);
+    let long_ago = Some(Duration::from_nanos(1));
+    let in_a_hundred_years = Some(Duration::from_secs(100 * 365 * 24 * 3600));
+    gate.lease(in_a_hundred_years);
+    assert_eq!(gate.submit(sink, b"1"), Submit::Passed);
+    gate.lease(long_ago);
+    assert_eq!(gate.submit(sink, b"2"), Submit::Held);
+    assert_eq!(gate.submit(sink, b"3"), Submit::Held);
+    assert!(gate.is_holding());
+    assert_eq!(seen(&from), [b"1"]);
+    // Opening it is no lease.
+    gate.open();
+    assert_eq!(gate.submit(sink, b"4"), Submit::Held);
+    assert!(seen(&from).is_empty());
+    gate.lease(in_a_hundred_years);
+    assert_eq!(seen(&from), [b"2", b"3", b"4"], "in order");
+    assert_eq!(gate.submit(sink, b"5"), Submit::Passed);
+    assert_eq!(gate.held_bytes(), 0);
+
+    // One that is closed for another reason stays so.
+    gate.hold();
+    gate.submit(sink, b"6");
+    gate.lease(None);
+    assert_eq!(seen(&from), [b"5"]);
+    gate.open();
+    assert_eq!(seen(&from), [b"6"]);
+}

@@ -1,5 +1,6 @@
 //! The block device (virtio 1.2, 5.2) over a raw image.
 
+mod answers;
 mod beside;
 mod copy_mark;
 mod image;
@@ -28,6 +29,7 @@ use super::{
     Backend, BackendState, Broken, DeviceIdentity, DiskData, DiskWrite, RestoreError, Source,
     Transport, TransportState,
 };
+use answers::{Answer, Answers};
 pub use copy_mark::CopyMark;
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
 pub use journal::{Journal, JournalError, JournaledDisk, Recovery, recover};
@@ -139,6 +141,8 @@ pub struct Block {
     withheld: Withheld,
     /// Blocks that are being compared with the twin's.
     watch: Watch,
+    /// Answers that wait for the twin.
+    answers: Answers,
 }
 
 impl Block {
@@ -170,6 +174,7 @@ impl Block {
             mirrored: Mirrored::default(),
             withheld: Withheld::default(),
             watch: Watch::default(),
+            answers: Answers::default(),
         })
     }
 
@@ -180,7 +185,7 @@ impl Block {
     }
 
     fn has_room(&self) -> bool {
-        self.ring.in_flight() + self.mirrored.waiting() < DEPTH
+        self.ring.in_flight() + self.mirrored.waiting() + self.answers.count() < DEPTH
             && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
             && self.recorded_bytes < MAX_RECORDED_BYTES
     }
@@ -288,6 +293,13 @@ impl Block {
         Ok(())
     }
 
+    /// Begins to make durable what is on the disk.
+    pub fn flush(&mut self) {
+        let token = self.new_token();
+        self.ring.push(token, Operation::Flush);
+        self.ring.submit();
+    }
+
     fn new_token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
@@ -295,8 +307,14 @@ impl Block {
 
     /// Answers what the disk has finished. Returns how much that was.
     fn finish(&mut self, transport: &mut Transport) -> Result<usize, Broken> {
-        let mut result = Ok(());
-        let mut count = 0;
+        let ready = self.answers.take_ready();
+        let mut count = ready.len();
+        let mut result = match transport.is_active() {
+            true => ready
+                .iter()
+                .try_for_each(|Answer { chain, status }| answer(transport, chain, *status, &[])),
+            false => Ok(()),
+        };
         let mut finished = self.withheld.given_up();
         finished.extend(self.ring.finished());
         for finished in finished {
@@ -326,7 +344,10 @@ impl Block {
                 Err(_) => Status::IoError,
             };
             let wanted = !request.orphan && transport.is_active() && result.is_ok();
-            if wanted {
+            if wanted && self.answers.wants(&operation) {
+                let InFlight { chain, .. } = request;
+                self.answers.hold(Answer { chain, status });
+            } else if wanted {
                 let data = match &operation {
                     Operation::Read { data, .. } if status == Status::Ok => &data[..],
                     _ => &[],
@@ -485,6 +506,7 @@ impl Backend for Block {
 
     fn reset(&mut self) {
         self.reissue.clear();
+        self.answers.forget();
         // What has not begun need not be done for a guest that is gone, and what has failed not be told.
         let mut over = self.mirrored.forget_waiting();
         over.extend(self.withheld.forget());
@@ -515,6 +537,8 @@ impl Backend for Block {
             mirrored: _,
             withheld: _,
             watch: _,
+            // Only held where the guest boots anew on its twin.
+            answers: _,
             // Shipped with the epoch, not with the state.
             recording: _,
             recorded: _,
@@ -553,9 +577,7 @@ impl Backend for Block {
     fn resume(&mut self, transport: &mut Transport) -> Result<(), Broken> {
         if !self.ring.image().read_only() {
             // What the guest's flushes made durable on its twin was only written here.
-            let token = self.new_token();
-            self.ring.push(token, Operation::Flush);
-            self.ring.submit();
+            self.flush();
         }
         self.serve(transport)
     }
@@ -613,6 +635,8 @@ pub(super) fn empty_state() -> BackendState {
     })
 }
 
+#[cfg(test)]
+mod answer_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
