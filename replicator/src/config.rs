@@ -24,6 +24,9 @@ pub struct Config {
     pub addresses: Vec<SocketAddr>,
     /// How the link is protected.
     pub security: Security,
+    /// Only the guest's disks are replicated, and a standby boots it: how long a primary's guest may
+    /// run on the standby's last word. None: all of the guest is replicated. 200 ms to 60 s.
+    pub lease: Option<Duration>,
     /// Longest epoch; waiting output ends it early. 1 ms to 10 s.
     pub epoch: Duration,
     /// Longest silence on a healthy link. At least 1 ms.
@@ -154,6 +157,11 @@ impl Config {
             "both twins have the same name: name the nodes differently"
         } else if !(millis(1)..=millis(10_000)).contains(&self.epoch) {
             "replication.epoch must be between 1ms and 10s"
+        } else if self
+            .lease
+            .is_some_and(|lease| !(millis(200)..=millis(60_000)).contains(&lease))
+        {
+            "replication.lease must be between 200ms and 60s"
         } else if self.heartbeat < millis(1) {
             "replication.heartbeat must be at least 1ms"
         } else if self.patience() > millis(10_000) {

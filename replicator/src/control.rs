@@ -24,8 +24,11 @@ pub struct TwinStatus {
     /// The other one.
     pub peer: String,
     /// In one word: starting, solo, syncing, protected, reconnecting, holding, handing-over, filling,
-    /// standby, promoting or ended.
+    /// standby, promoting, waiting-to-boot or ended.
     pub role: String,
+    /// What is replicated: `ft`, all of the guest, or `ha`, its disks.
+    #[serde(default = "all_of_it")]
+    pub protection: String,
     /// Generation of the right that this twin has or follows; 0 while it knows of none.
     pub generation: u64,
     /// Address of the peer, while there is a link whose hello was checked.
@@ -37,6 +40,11 @@ pub struct TwinStatus {
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
+}
+
+/// What releases replicated that say nothing of it.
+fn all_of_it() -> String {
+    "ft".to_owned()
 }
 
 /// How far a sync has come.
@@ -125,6 +133,9 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::HasTheRight => "this twin is the primary already",
         Refusal::NothingHeld => "this twin holds no guest that could go on",
         Refusal::NoCapture => "the guest could not be stopped at an epoch's end: try again",
+        Refusal::NotReplicated => {
+            "an HA guest can't be handed over without a restart, since its memory is not replicated: stop this twin, and the other boots the guest"
+        }
         Refusal::Busy => "something like it is under way: see `evertwin status`",
     }
 }

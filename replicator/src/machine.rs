@@ -10,6 +10,7 @@ use std::error::Error as StdError;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use scrub::{
     BLOCK_BYTES, BlockSum, CHECK_BLOCKS, DiskCheck, DiskChecked, DiskSize, Scrubbed, Summed,
@@ -32,7 +33,10 @@ pub struct MemoryRegion {
 pub struct Identity {
     /// Name of the VM in its configuration, at most 64 bytes.
     pub vm: String,
-    /// Guest memory in ascending order, at most 64 regions.
+    /// How long a primary's guest may run on its standby's last word, where only disks are replicated.
+    /// None: all of the guest is. The replicator fills it in.
+    pub lease: Option<Duration>,
+    /// Guest memory that is replicated, in ascending order, at most 64 regions.
     pub memory: Vec<MemoryRegion>,
     /// Number of vCPUs.
     pub vcpus: u8,
@@ -290,6 +294,22 @@ pub trait Machine: Scrubbed + Send {
     /// out pauses, ends and is fenced as fast as one that runs. A guest that boots again stays as
     /// slow.
     fn slow_guest(&mut self, percent: u8);
+
+    /// The guest may run until then, a reading of `CLOCK_BOOTTIME`: after it nothing of the guest may get
+    /// out any more, whatever keeps the caller from saying so. None: for as long as it likes.
+    fn lease(&mut self, until: Option<Duration>);
+
+    /// Stops the guest where it is: nothing of it gets out until [`Machine::continue_guest`].
+    ///
+    /// # Errors
+    /// When a vCPU can't be stopped.
+    fn stop_guest(&mut self) -> Result<(), MachineError>;
+
+    /// Lets a guest that was stopped go on.
+    ///
+    /// # Errors
+    /// When a vCPU can't be started.
+    fn continue_guest(&mut self) -> Result<(), MachineError>;
 
     /// Makes pages that were harvested dirty again, because they reached no committed
     /// epoch (I5).

@@ -128,6 +128,17 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
 }
 
+/// What protects a VM from the death of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protection {
+    /// All of the guest is replicated: it goes on at the other host.
+    Ft,
+    /// Its disks are: the other host boots it.
+    Ha,
+    /// Nothing.
+    None,
+}
+
 /// Protection of a VM by a twin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicationConfig {
@@ -141,6 +152,9 @@ pub struct ReplicationConfig {
     pub keys: Option<PathBuf>,
     /// The arbiter, if there is one.
     pub arbiter: Option<ArbiterConfig>,
+    /// Where only the disks are replicated: how long the guest may run on the standby's last word.
+    /// None: all of the guest is replicated.
+    pub lease: Option<Duration>,
     /// Longest epoch.
     pub epoch: Duration,
     /// How often a quiet link is proven alive.

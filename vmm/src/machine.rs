@@ -76,6 +76,8 @@ pub type SharedDevice = Arc<Mutex<dyn Device>>;
 pub struct Machine {
     // Dropped in this order: vCPUs and who kicks them first, RAM last.
     slowdown: Option<Slowdown>,
+    /// The guest has to stand still, whatever else happens to it.
+    stopped: bool,
     vcpus: Arc<[Vcpu]>,
     _events: EventLoop,
     vm: Arc<Vm>,
@@ -135,8 +137,29 @@ impl Machine {
         Ok(self.run()?)
     }
 
-    /// Lets all vCPUs run.
+    /// Stops all vCPUs where they are, until [`Self::go_on`].
+    ///
+    /// # Errors
+    /// A vCPU's thread is gone.
+    pub(crate) fn stop(&mut self) -> Result<(), KvmError> {
+        self.stopped = true;
+        self.pause_vcpus(false).map(drop)
+    }
+
+    /// Lets a guest that was stopped go on.
+    ///
+    /// # Errors
+    /// A vCPU's thread is gone.
+    pub(crate) fn go_on(&mut self) -> Result<(), KvmError> {
+        self.stopped = false;
+        self.run()
+    }
+
+    /// Lets all vCPUs run, unless they are to stand still.
     pub(crate) fn run(&self) -> Result<(), KvmError> {
+        if self.stopped {
+            return Ok(());
+        }
         self.vcpus.iter().try_for_each(Vcpu::resume)
     }
 

@@ -120,6 +120,14 @@ fn print(status: &VmStatus) {
         "{vm}: {} (node {}, generation {})",
         twin.role, twin.node, twin.generation
     );
+    if twin.protection == "ha" {
+        println!("  level  ha: its disks are mirrored, the other host boots it anew");
+    } else {
+        println!(
+            "  level  {}: all of the guest is replicated",
+            twin.protection
+        );
+    }
     match &twin.link {
         Some(address) => println!("  peer   {} at {address}", twin.peer),
         None => println!("  peer   {}, no link", twin.peer),

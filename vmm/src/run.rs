@@ -211,6 +211,7 @@ fn protected(
         peer,
         addresses: replication.addresses.clone(),
         security,
+        lease: replication.lease,
         epoch: replication.epoch,
         heartbeat: replication.heartbeat,
         timeout: replication.timeout,
@@ -226,7 +227,18 @@ fn protected(
         notes,
     };
     machine.open_mirrors(name_of_vm)?;
-    let mut twin = Twin::new(machine)?;
+    let mut twin = match replication.lease {
+        None => Twin::new(machine)?,
+        Some(lease) => {
+            let lease = format!("{}ms", lease.as_millis());
+            tracing::info!(
+                protection = "ha",
+                lease,
+                "only disks are mirrored: the guest is booted anew where it has to go on"
+            );
+            Twin::of_disks(machine)?
+        }
+    };
     Ok(
         match evertwin_replicator::run(config, &mut twin, arbiter)? {
             Ended::GuestExited => outcome(twin.machine())?,

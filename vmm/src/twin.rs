@@ -2,6 +2,7 @@
 
 mod applier;
 mod disks;
+mod disks_only;
 mod scrub;
 
 use std::ops::Deref;
@@ -23,6 +24,7 @@ use crate::machine::{Error, Machine, PausePhases, Stopwatch, lock};
 use crate::memory::{self, PAGE_SIZE};
 use crate::page_set::PageSet;
 use disks::Disks;
+use disks_only::DisksOnly;
 use scrub::Scrub;
 
 /// A machine with what replication needs around it.
@@ -36,6 +38,8 @@ pub struct Twin {
     standing: Option<VmState>,
     disks: Disks,
     scrub: Scrub,
+    /// Nothing but these is replicated.
+    disks_only: Option<DisksOnly>,
     /// The guest was handed over: the log of frames is for its new host.
     forwarding: bool,
     last_pause: PausePhases,
@@ -54,10 +58,21 @@ impl Twin {
             standing: None,
             disks: Disks::new(&machine).map_err(|error| Error::Device(error.to_string()))?,
             scrub: Scrub::default(),
+            disks_only: None,
             forwarding: false,
             last_pause: PausePhases::default(),
             machine,
         })
+    }
+
+    /// The same for a machine of which nothing but the disks is replicated: its twin boots the guest anew.
+    ///
+    /// # Errors
+    /// When this process can have no further thread or descriptor.
+    pub fn of_disks(machine: Machine) -> Result<Self, Error> {
+        let disks_only = Some(DisksOnly::new(&machine)?);
+        let twin = Self::new(machine)?;
+        Ok(Self { disks_only, ..twin })
     }
 
     /// The machine inside.
@@ -200,9 +215,13 @@ fn outside(page: u64) -> MachineError {
 
 impl Replicated for Twin {
     fn identity(&self) -> Identity {
+        if self.disks_only.is_some() {
+            return DisksOnly::identity(&self.machine);
+        }
         let regions = memory::region_list(self.machine.memory());
         Identity {
             vm: self.machine.config().name.clone(),
+            lease: None,
             memory: regions
                 .into_iter()
                 .map(|(start, len)| MemoryRegion { start, len })
@@ -229,14 +248,22 @@ impl Replicated for Twin {
     }
 
     fn boot(&mut self) -> Result<(), MachineError> {
+        // This twin may have been a standby before.
+        self.disks.take()?;
         self.machine.boot().map_err(failed)
     }
 
     fn hold_output(&mut self) {
-        self.machine.gate().hold();
+        match &self.disks_only {
+            None => self.machine.gate().hold(),
+            Some(_) => DisksOnly::hold(&self.machine),
+        }
     }
 
     fn open_output(&mut self) {
+        if self.disks_only.is_some() {
+            DisksOnly::open(&self.machine);
+        }
         self.machine.gate().open();
     }
 
@@ -245,29 +272,48 @@ impl Replicated for Twin {
     }
 
     fn release_through(&mut self, epoch: u64) {
-        self.machine.gate().release_through(epoch);
+        match self.disks_only {
+            None => self.machine.gate().release_through(epoch),
+            Some(_) => DisksOnly::release(&self.machine, epoch),
+        }
     }
 
     fn start_tracking(&mut self) {
-        self.dirty_log.start();
+        match &self.disks_only {
+            None => self.dirty_log.start(),
+            Some(only) => only.record(&self.machine, true),
+        }
     }
 
     fn tracking_started(&mut self) -> Result<(), MachineError> {
+        if self.disks_only.is_some() {
+            return Ok(());
+        }
         self.dirty_log.started(self.machine.vm()).map_err(failed)?;
         self.track(true);
         Ok(())
     }
 
     fn tracking_switched(&self) -> RawFd {
-        self.dirty_log.switched()
+        match &self.disks_only {
+            None => self.dirty_log.switched(),
+            Some(only) => only.recording(),
+        }
     }
 
     fn stop_tracking(&mut self) {
+        if let Some(only) = &self.disks_only {
+            return only.record(&self.machine, false);
+        }
         self.dirty_log.stop();
         self.track(false);
     }
 
     fn harvest_live(&mut self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
+        if self.disks_only.is_some() {
+            pages.clear();
+            return Ok(());
+        }
         harvest(&self.machine, &mut self.dirty_log, &mut self.dirty).map_err(failed)?;
         self.dirty.drain_into(pages);
         Ok(())
@@ -309,6 +355,10 @@ impl Replicated for Twin {
     }
 
     fn capture(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
+        if self.disks_only.is_some() {
+            DisksOnly::capture(&self.machine, &mut self.disks, epoch, into);
+            return Ok(());
+        }
         let mut phases = PausePhases::default();
         self.capture_paused(epoch, into, &mut phases, false)
             .map_err(failed)?;
@@ -332,6 +382,11 @@ impl Replicated for Twin {
     }
 
     fn capture_last(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
+        if self.disks_only.is_some() {
+            return Err(MachineError::new(
+                "a guest whose memory is not replicated can't be handed over",
+            ));
+        }
         let mut phases = PausePhases::default();
         self.capture_paused(epoch, into, &mut phases, true)
             .map_err(failed)?;
@@ -356,6 +411,20 @@ impl Replicated for Twin {
         if let Err(error) = self.machine.slow(percent) {
             tracing::warn!(%error, "the guest's speed can't be changed");
         }
+    }
+
+    fn lease(&mut self, until: Option<Duration>) {
+        self.machine.gate().lease(until);
+    }
+
+    fn stop_guest(&mut self) -> Result<(), MachineError> {
+        // Breaks the lease on purpose.
+        fail::fail_point!("ha::no_lease", |_| Ok(()));
+        self.machine.stop().map_err(failed)
+    }
+
+    fn continue_guest(&mut self) -> Result<(), MachineError> {
+        self.machine.go_on().map_err(failed)
     }
 
     fn redirty(&mut self, pages: &[u64]) {
@@ -458,17 +527,23 @@ impl Replicated for Twin {
     }
 
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
-        self.standing = Some(checkpoint::decode(state).map_err(failed)?);
+        match self.disks_only {
+            None => self.standing = Some(checkpoint::decode(state).map_err(failed)?),
+            Some(_) => DisksOnly::check(state)?,
+        }
         self.disks
             .apply(disk_writes.iter().map(to_device_write).collect())
     }
 
     fn promote(&mut self, inbound: Vec<InboundFrame>) -> Result<(), MachineError> {
+        self.disks.take()?;
+        if self.disks_only.is_some() {
+            return DisksOnly::boot(&mut self.machine).map_err(failed);
+        }
         let state = self
             .standing
             .take()
             .ok_or_else(|| MachineError::new("no committed state to promote"))?;
-        self.disks.take()?;
         self.stop_forwarding();
         // Before the devices move: what has come in since is newer.
         self.receive(inbound);
@@ -489,7 +564,10 @@ impl Replicated for Twin {
     }
 
     fn output_waiting(&self) -> RawFd {
-        self.machine.gate().waiting().as_raw_fd()
+        match &self.disks_only {
+            None => self.machine.gate().waiting().as_raw_fd(),
+            Some(only) => only.waiting(),
+        }
     }
 
     fn exited(&self) -> RawFd {

@@ -82,6 +82,12 @@ pub enum Bug {
     ResumeLacking,
     /// I1: a primary that waits for its standby to be back lets output pass meanwhile.
     InterruptedOpens,
+    /// Two guests: a primary's guest runs on though its lease is over.
+    LeaseIgnored,
+    /// Two guests: who wins the right boots the guest at once.
+    WinnerBootsAtOnce,
+    /// Two guests: a twin that won the right, and was started anew, boots the guest at once.
+    RestartBootsAtOnce,
     /// Liveness: a guest that was slowed for the sake of a standby stays so when that is lost.
     StaysSlow,
     /// Liveness: a peer's silence is never noticed.
@@ -93,7 +99,7 @@ pub enum Bug {
 #[cfg(feature = "seeded-bugs")]
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 43] = [
         Self::ReleaseOnShip,
         Self::ReleaseBeforeNamed,
         Self::GateStaysOpen,
@@ -131,6 +137,9 @@ impl Bug {
         Self::TakeOverOpens,
         Self::ResumeLacking,
         Self::InterruptedOpens,
+        Self::LeaseIgnored,
+        Self::WinnerBootsAtOnce,
+        Self::RestartBootsAtOnce,
         Self::StaysSlow,
         Self::SilenceUnnoticed,
         Self::StopsAsking,

@@ -19,6 +19,10 @@ pub struct Config {
     ///
     /// [`Action::Note`]: crate::Action::Note
     pub noted: Option<Record>,
+    /// Only the guest's disks are replicated, and a standby boots it: a primary's guest may run for
+    /// this time on an acknowledgement. Both twins must have the same. None: all of the guest is
+    /// replicated, and its output gated.
+    pub lease: Option<Duration>,
     /// Longest epoch while the guest is busy.
     pub epoch: Duration,
     /// Longest time between looks at an idle guest.
@@ -56,6 +60,7 @@ impl Config {
             peer,
             arbiter,
             noted: None,
+            lease: None,
             epoch: Duration::from_millis(20),
             idle: Duration::from_millis(100),
             heartbeat: Duration::from_millis(50),
@@ -70,6 +75,12 @@ impl Config {
             #[cfg(feature = "seeded-bugs")]
             bug: None,
         }
+    }
+
+    /// The longest epoch. One that carries disk writes only ends as soon as a write waits for it,
+    /// and a lease is extended in time even if nothing is written.
+    pub(crate) fn longest_epoch(&self) -> Duration {
+        self.lease.map_or(self.epoch, |lease| lease / 4)
     }
 
     /// Is the core broken in this way?

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::config::Config;
 use crate::event::{Action, CloseReason, Command, End, Envelope, Message, Refusal, Report};
+use crate::lease::Lease;
 use crate::link::Link;
 use crate::record::{Record, Request};
 use crate::state::{Loss, State};
@@ -32,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) now: Time,
     pub(crate) link: Link,
+    pub(crate) lease: Lease,
     pub(crate) actions: VecDeque<Action>,
     /// When the arbiter is asked again.
     pub(crate) retry_at: Option<Time>,

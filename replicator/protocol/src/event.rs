@@ -1,6 +1,9 @@
 //! What goes into the core and what comes out of it.
 
+use std::time::Duration;
+
 use crate::record::{Answer, Record, Request};
+use crate::time::Time;
 
 /// What a twin says of itself when a link comes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +138,8 @@ pub enum Refusal {
     NoCapture,
     /// Something like it is under way.
     Busy,
+    /// Nobody but this twin has the guest's memory.
+    NotReplicated,
 }
 
 /// What to do, in this order, before the next input is given.
@@ -171,6 +176,13 @@ pub enum Action {
     /// Keep the guest from running for this share of the time, in percent, instead of what was
     /// said before. 0: it runs all the time, as it does unless it is said.
     SlowGuest(u8),
+    /// The guest may run until then, and not speak any more after it, whatever keeps this twin from
+    /// saying [`Action::StopGuest`]. None: for as long as it likes.
+    Lease(Option<Time>),
+    /// Stop the guest where it is: nothing of it may get out until it goes on.
+    StopGuest,
+    /// Let it go on where it was stopped.
+    ContinueGuest,
     /// See if anything is dirty, and say [`Input::Dirty`].
     Peek,
     /// Capture the epoch with this number, then say [`Input::Captured`] or
@@ -252,6 +264,12 @@ pub enum Report {
     Promoting(u64),
     /// The guest runs here now, from the last committed epoch.
     Promoted(u64),
+    /// The right is had: the guest runs here once any other has stopped, after this time.
+    Lapsing(Duration),
+    /// The guest was stopped where it is: another twin may have the right.
+    Stopped,
+    /// It goes on.
+    Continued,
     /// Another twin has the right: the guest was stopped for good.
     Fenced,
     /// The arbiter did not answer; it will be asked again.
@@ -310,6 +328,8 @@ pub enum Role {
     Synced,
     /// Asking for the right to run the guest.
     Promoting,
+    /// Having the right to run the guest, and waiting until no other can run any more.
+    Lapsing,
     /// Leaving or left.
     Ended,
 }

@@ -15,6 +15,8 @@ mod event;
 mod handover;
 mod holding;
 mod interrupted;
+mod lapsing;
+mod lease;
 mod link;
 mod node;
 mod operator;
@@ -37,6 +39,7 @@ pub use config::Config;
 pub use event::{
     Action, CloseReason, Command, End, Envelope, Input, Message, Refusal, Report, Role, Status,
 };
+pub use lease::lease_wait;
 pub use node::{NODE_NAME_MAX, NodeId, NodeNameError};
 pub use record::{Answer, Record, Request};
 pub use starting::claims_at_once;

@@ -37,7 +37,7 @@ impl Pace {
             resumed: now,
             began: now,
             cost: Duration::ZERO,
-            wait: config.epoch,
+            wait: config.longest_epoch(),
             output: false,
             idle: false,
         }
@@ -59,7 +59,7 @@ impl Pace {
     pub(crate) fn step(&self, now: Time, config: &Config) -> Option<Step> {
         if now < self.due(config) {
             None
-        } else if self.idle && !self.output {
+        } else if self.idle && !self.output && config.lease.is_none() {
             Some(Step::Peek)
         } else {
             Some(Step::Capture)
@@ -75,7 +75,7 @@ impl Pace {
     pub(crate) fn captured(&mut self, now: Time, idle: bool, config: &Config) {
         self.cost = now - self.began;
         self.resumed = now;
-        self.wait = config.epoch;
+        self.wait = config.longest_epoch();
         self.idle = idle;
     }
 

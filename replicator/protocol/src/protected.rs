@@ -57,6 +57,7 @@ enum Naming {
 impl Protected {
     /// The output gate is closed. Starts with the epoch that completes the sync.
     pub(crate) fn begin(cx: &mut Context, right: Right, gated: bool) -> State {
+        cx.begin_lease();
         let mut state = Self {
             right,
             gated,
@@ -100,7 +101,9 @@ impl Protected {
 
     /// Hands the guest over to the standby, once the running capture is done (T25).
     pub(crate) fn hand_over(mut self, cx: &mut Context, command: Command, leave: bool) -> State {
-        if self.naming != Naming::Named {
+        if cx.config.lease.is_some() {
+            cx.refuse(command, Refusal::NotReplicated);
+        } else if self.naming != Naming::Named {
             cx.refuse(command, Refusal::NotProtected);
         } else if self.wish.is_some() {
             cx.refuse(command, Refusal::Busy);
@@ -250,6 +253,7 @@ impl Protected {
     fn capture(&mut self, cx: &mut Context) {
         self.busy = true;
         self.pace.begins(cx.now);
+        cx.lease_captures(self.right.next_epoch);
         cx.act(Action::Capture(self.right.next_epoch));
     }
 
@@ -268,6 +272,7 @@ impl Protected {
     /// An epoch has committed: its output may leave, if the standby could take over (I1, T12).
     fn commit(&mut self, cx: &mut Context, epoch: u64) {
         self.committed = epoch;
+        cx.extend_lease(epoch);
         // Only now is this harvest dropped (I5).
         cx.act(Action::Committed(epoch));
         match self.naming {

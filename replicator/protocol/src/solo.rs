@@ -23,6 +23,7 @@ pub(crate) struct Solo {
 impl Solo {
     pub(crate) fn enter(cx: &mut Context, right: Right) -> State {
         cx.generation = right.generation;
+        cx.end_lease();
         cx.report(Report::Solo(right.generation));
         let solo = Self::has(right);
         match cx.link.peer() {
@@ -39,6 +40,7 @@ impl Solo {
         if !cx.config.arbiter || right.next_epoch == 1 || same {
             return Self::enter(cx, right);
         }
+        cx.end_lease();
         cx.report(Report::Solo(right.generation));
         renew(cx, right);
         State::Solo(Self {
@@ -96,6 +98,7 @@ impl Solo {
                 if cx.config.arbiter && !self.doubt {
                     self.doubt = true;
                     cx.act(Action::HoldOutput);
+                    cx.stop_guest();
                     // A question that is under way settles it as well.
                     if !self.renewing {
                         cx.ask(Request::Read);
@@ -142,6 +145,7 @@ impl Solo {
     fn reassured(&mut self, cx: &mut Context) {
         if std::mem::take(&mut self.doubt) {
             cx.act(Action::OpenOutput);
+            cx.end_lease();
         }
     }
 }

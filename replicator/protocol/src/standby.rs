@@ -3,6 +3,7 @@
 use crate::bug::Bug;
 use crate::context::{Context, Right};
 use crate::event::{Action, Command, Envelope, Message, Refusal, Report, Role, Status};
+use crate::lapsing::{How, Lapsing};
 use crate::record::{Answer, Record, Request};
 use crate::solo::Solo;
 use crate::starting::Starting;
@@ -215,7 +216,9 @@ impl Standby {
                 Held::Epoch { epoch, named: true }
             }
             // T32.
-            (Message::HandOver, Held::Epoch { epoch: last, named }) if named && last == epoch => {
+            (Message::HandOver, Held::Epoch { epoch: last, named })
+                if named && last == epoch && cx.config.lease.is_none() =>
+            {
                 return TakingOver::begin(cx);
             }
             (message, held) => {
@@ -339,10 +342,6 @@ impl Promoting {
 
     /// The right is this twin's (T22).
     fn promote(self, cx: &mut Context) -> State {
-        let generation = self.new.generation;
-        cx.act(Action::OpenOutput);
-        cx.act(Action::Promote);
-        cx.report(Report::Promoted(generation));
-        Solo::enter(cx, Right::new(generation))
+        Lapsing::begin(cx, How::Promote, self.new.generation)
     }
 }

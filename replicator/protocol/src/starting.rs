@@ -2,11 +2,11 @@
 
 use crate::bug::Bug;
 use crate::config::Config;
-use crate::context::{Context, Right};
-use crate::event::{Action, Command, Message, Refusal, Report, Status};
+use crate::context::Context;
+use crate::event::{Command, Message, Refusal, Report, Status};
+use crate::lapsing::{How, Lapsing};
 use crate::node::NodeId;
 use crate::record::{Answer, Record, Request};
-use crate::solo::Solo;
 use crate::standby::Standby;
 use crate::state::{Event, State, out_of_place, peer_guest_ended};
 
@@ -191,10 +191,7 @@ fn claim(cx: &mut Context, expected: Option<Record>) -> State {
 }
 
 fn boot(cx: &mut Context, generation: u64) -> State {
-    cx.act(Action::OpenOutput);
-    cx.act(Action::Boot);
-    cx.report(Report::GuestRunning(generation));
-    Solo::enter(cx, Right::new(generation))
+    Lapsing::begin(cx, How::Boot, generation)
 }
 
 #[cfg(test)]

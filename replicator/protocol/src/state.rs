@@ -5,6 +5,7 @@ use crate::event::{CloseReason, Command, End, Envelope, Message, Role, Status};
 use crate::handover::HandingOver;
 use crate::holding::Holding;
 use crate::interrupted::Interrupted;
+use crate::lapsing::Lapsing;
 use crate::operator::operate;
 use crate::protected::Protected;
 use crate::record::Answer;
@@ -80,6 +81,7 @@ pub(crate) enum State {
     Standby(Standby),
     Promoting(Promoting),
     TakingOver(TakingOver),
+    Lapsing(Lapsing),
     Ended,
 }
 
@@ -99,6 +101,7 @@ impl State {
             Self::Standby(state) => state.step(cx, event),
             Self::Promoting(state) => state.step(cx, event),
             Self::TakingOver(state) => state.step(cx, event),
+            Self::Lapsing(state) => state.step(cx, event),
             Self::Ended => Self::Ended,
         }
     }
@@ -117,6 +120,7 @@ impl State {
             | Self::Protected(_)
             | Self::Promoting(_)
             | Self::TakingOver(_)
+            | Self::Lapsing(_)
             | Self::Ended => None,
         }
     }
@@ -137,6 +141,7 @@ impl State {
             Self::Standby(state) => state.deadline(cx),
             Self::Holding(state) => state.deadline(),
             Self::HandingOver(state) => state.deadline(),
+            Self::Lapsing(state) => Some(state.deadline()),
             Self::Starting(_)
             | Self::Solo(_)
             | Self::Syncing(_)
@@ -157,6 +162,7 @@ impl State {
             Self::HandingOver(state) => state.role(),
             Self::Standby(state) => state.role(),
             Self::Promoting(_) | Self::TakingOver(_) => Role::Promoting,
+            Self::Lapsing(_) => Role::Lapsing,
             Self::Ended => Role::Ended,
         }
     }

@@ -24,6 +24,7 @@ impl Twin {
             config,
             now: Time::default(),
             link: Link::default(),
+            lease: Default::default(),
             actions: Default::default(),
             retry_at: None,
             closed: None,
@@ -40,6 +41,8 @@ impl Twin {
     /// Takes in what happened. All actions that follow must be done before the next input.
     pub fn handle(&mut self, now: Time, input: Input) {
         self.cx.now = now;
+        // One that was frozen finds its time over before it acts on anything.
+        self.cx.look_at_lease();
         match input {
             Input::Start => {
                 let config = &self.cx.config;
@@ -85,6 +88,9 @@ impl Twin {
                 .filter(|_| !cx.config.has(Bug::SilenceUnnoticed)),
             cx.link.heartbeat_at(cx.config.heartbeat),
             cx.retry_at,
+            cx.lease
+                .deadline()
+                .filter(|_| !cx.config.has(Bug::LeaseIgnored)),
             self.state.deadline(cx),
         ]
         .into_iter()

@@ -1,6 +1,7 @@
 //! Doing what the core says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use evertwin_protocol::{Action, Answer, Envelope, Input, Message};
 use tracing::{error, info, warn};
@@ -81,6 +82,12 @@ impl Driver<'_> {
                 self.tell_speed();
                 self.machine.slow_guest(percent);
             }
+            Action::Lease(until) => {
+                let until = until.map(|at| Duration::from_nanos(at.as_nanos()));
+                self.machine.lease(until);
+            }
+            Action::StopGuest => self.machine.stop_guest()?,
+            Action::ContinueGuest => self.machine.continue_guest()?,
             Action::Peek => {
                 let harvested = self.machine.harvest_live(&mut self.harvest);
                 if self.or_lose_link(harvested, "dirty pages could not be harvested") {

@@ -29,7 +29,8 @@ impl Driver<'_> {
     pub(super) fn withhold_failures(&mut self, report: Report) {
         match report {
             Report::Protected(_) | Report::Resumed(_) => {
-                let hands_over = self.peer_version.min(VERSION) >= HAND_OVER;
+                let moves = self.config.lease.is_none();
+                let hands_over = moves && self.peer_version.min(VERSION) >= HAND_OVER;
                 self.machine.withhold_failures(hands_over);
                 self.evacuate();
             }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evertwin_protocol::{Config as CoreConfig, End, Input, Report, Role, Time, Twin};
+use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
 use crate::arbiter::{Arbiter, ArbiterThread};
@@ -47,7 +48,6 @@ pub(crate) struct Driver<'a> {
     ring: Ring,
     network: Network,
     arbiter: Option<ArbiterThread>,
-    started: Instant,
     output: RawFd,
     inbound: RawFd,
     tracking: RawFd,
@@ -109,6 +109,7 @@ impl<'a> Driver<'a> {
         };
         let arbiter = arbiter.map(ArbiterThread::start).transpose()?;
         let mut core = CoreConfig::new(config.node, config.peer, arbiter.is_some());
+        core.lease = config.lease;
         core.epoch = config.epoch;
         core.heartbeat = config.heartbeat;
         core.timeout = config.timeout;
@@ -121,13 +122,15 @@ impl<'a> Driver<'a> {
         let tracking = machine.tracking_switched();
         let disks_changed = machine.disks_changed();
         let mut driver = Self {
-            identity: machine.identity(),
+            identity: Identity {
+                lease: config.lease,
+                ..machine.identity()
+            },
             twin: Twin::new(core),
             inputs: VecDeque::from([Input::Start]),
             ring,
             network,
             arbiter,
-            started: Instant::now(),
             output,
             inbound,
             tracking,
@@ -458,7 +461,7 @@ impl<'a> Driver<'a> {
     }
 
     fn now(&self) -> Time {
-        let nanos = self.started.elapsed().as_nanos();
+        let nanos = since_boot().as_nanos();
         Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
@@ -467,6 +470,14 @@ impl Drop for Driver<'_> {
     fn drop(&mut self) {
         self.network.close(&mut self.ring);
     }
+}
+
+/// The time since this host was started, also while it was suspended: a peer did not wait meanwhile.
+fn since_boot() -> Duration {
+    // Neither part of the clock's reading is ever negative.
+    clock_gettime(ClockId::Boottime)
+        .try_into()
+        .unwrap_or_default()
 }
 
 fn drain_eventfd(fd: RawFd) {

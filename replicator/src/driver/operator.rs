@@ -40,9 +40,10 @@ impl Driver<'_> {
     fn obey(&mut self, command: Command, reply: Sender<Outcome>) -> Result<(), Error> {
         let hands_over = matches!(command, Command::Switchover | Command::Leave)
             && self.twin.role() == Role::Protected;
+        let moves = self.config.lease.is_none();
         let refused = if self.pending.is_some() {
             Some(NotDone::Busy)
-        } else if hands_over && self.peer_version.min(VERSION) < HAND_OVER {
+        } else if moves && hands_over && self.peer_version.min(VERSION) < HAND_OVER {
             Some(NotDone::PeerTooOld)
         } else {
             None
@@ -90,6 +91,14 @@ impl Driver<'_> {
         }
     }
 
+    /// What is replicated, in the configuration's words.
+    pub(super) fn protection(&self) -> &'static str {
+        match self.config.lease {
+            None => "ft",
+            Some(_) => "ha",
+        }
+    }
+
     fn status(&self) -> TwinStatus {
         let link = self.network.link.as_ref();
         TwinStatus {
@@ -107,9 +116,11 @@ impl Driver<'_> {
                 Role::Filling => "filling",
                 Role::Synced => "standby",
                 Role::Promoting => "promoting",
+                Role::Lapsing => "waiting-to-boot",
                 Role::Ended => "ended",
             }
             .to_owned(),
+            protection: self.protection().to_owned(),
             generation: self.twin.generation(),
             link: link
                 .filter(|link| link.verified)

@@ -29,7 +29,9 @@ impl Driver<'_> {
             ),
             Report::WaitingForPeer(None) => info!(%peer, "waiting for the peer"),
             Report::Syncing(generation) => info!(%peer, generation, "sync begins"),
-            Report::Protected(generation) => info!(%peer, generation, "protected"),
+            Report::Protected(generation) => {
+                info!(%peer, generation, protection = self.protection(), "protected");
+            }
             Report::Solo(generation) => info!(generation, "solo"),
             Report::Holding => warn!(%peer, "holding output: the peer is gone"),
             Report::StandbyReady(generation) => {
@@ -49,6 +51,16 @@ impl Driver<'_> {
                 info!(%peer, generation, "the primary is gone: asking to take over");
             }
             Report::Promoted(generation) => info!(generation, "promoted"),
+            Report::Lapsing(wait) => info!(
+                %peer,
+                wait = humantime(wait),
+                "the guest is booted here when the peer's lease must have run out"
+            ),
+            Report::Stopped => warn!(
+                %peer,
+                "the guest is stopped: its lease has run out, and the peer may boot it"
+            ),
+            Report::Continued => info!(%peer, "the guest goes on"),
             Report::Fenced => error!(%peer, "fenced"),
             Report::Interrupted => warn!(%peer, "the link broke: waiting for the peer to be back"),
             Report::Resumed(generation) => info!(%peer, generation, "resumed"),

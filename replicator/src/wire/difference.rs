@@ -1,6 +1,7 @@
 //! Why two twins can't be a pair, in words that name what to change.
 
 use std::fmt;
+use std::time::Duration;
 
 use evertwin_protocol::NodeId;
 
@@ -32,6 +33,16 @@ pub enum Difference {
         theirs: String,
         /// Our VM.
         ours: String,
+    },
+    /// Another level of protection, or another lease.
+    #[error(
+        "the peer's `protection` is {theirs}, this twin's is {ours}: set the same `protection`, `lease` and `timeout` on both"
+    )]
+    Protection {
+        /// The peer's.
+        theirs: LevelText,
+        /// Ours.
+        ours: LevelText,
     },
     /// Another memory layout.
     #[error(
@@ -109,6 +120,19 @@ impl fmt::Display for LeafText {
     }
 }
 
+/// A level of protection, to be read by people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LevelText(Option<Duration>);
+
+impl fmt::Display for LevelText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("\"ft\""),
+            Some(lease) => write!(f, "\"ha\" with a lease of {} ms", lease.as_millis()),
+        }
+    }
+}
+
 impl Difference {
     /// Compares what two twins are made of.
     pub(crate) fn between(theirs: &Identity, ours: &Identity) -> Option<Self> {
@@ -116,6 +140,12 @@ impl Difference {
             return Some(Self::Vm {
                 theirs: theirs.vm.clone(),
                 ours: ours.vm.clone(),
+            });
+        }
+        if theirs.lease != ours.lease {
+            return Some(Self::Protection {
+                theirs: LevelText(theirs.lease),
+                ours: LevelText(ours.lease),
             });
         }
         if theirs.memory != ours.memory {
@@ -179,6 +209,7 @@ mod tests {
     fn identity() -> Identity {
         Identity {
             vm: "demo".into(),
+            lease: None,
             memory: vec![MemoryRegion {
                 start: 0,
                 len: 64 << 20,
@@ -206,6 +237,13 @@ mod tests {
         for (text, words) in [
             (text(|i| i.vm = "other".into()), ["other", "demo"]),
             (text(|i| i.memory[0].len = 128 << 20), ["128 MiB", "64 MiB"]),
+            (
+                text(|i| i.lease = Some(Duration::from_secs(1))),
+                [
+                    "`protection` is \"ha\" with a lease of 1000 ms",
+                    "this twin's is \"ft\"",
+                ],
+            ),
             (text(|i| i.vcpus = 4), ["4 vCPUs", "has 2"]),
             (
                 text(|i| i.devices[1] = "net 9".into()),

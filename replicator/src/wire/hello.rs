@@ -1,5 +1,7 @@
 //! The hello: who is there, and can one take over from the other?
 
+use std::time::Duration;
+
 use evertwin_protocol::{NodeId, Status};
 
 use super::WireError;
@@ -15,6 +17,10 @@ const MAX_DEVICE_NAME: usize = 128;
 const MAX_LEAVES: usize = 256;
 const MAX_MSRS: usize = 1024;
 const MAX_REASON: usize = 512;
+
+/// Stands before the devices of a twin that replicates only disks, with the lease in milliseconds behind it. A release
+/// that does not know of leases takes it for a device that it lacks, and refuses the pair.
+const LEVEL: &str = "protection = \"ha\", lease in ms: ";
 
 /// Contents of a hello frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +44,7 @@ impl Hello {
         } = self;
         let Identity {
             vm,
+            lease,
             memory,
             vcpus,
             devices,
@@ -62,7 +69,8 @@ impl Hello {
             bytes.extend(len.to_le_bytes());
         }
         bytes.push(*vcpus);
-        let devices = &devices[..devices.len().min(MAX_DEVICES)];
+        let level = lease.map(level);
+        let devices: Vec<_> = level.iter().chain(devices).take(MAX_DEVICES).collect();
         bytes.push(devices.len() as u8);
         for device in devices {
             let device = short(device, MAX_DEVICE_NAME);
@@ -121,7 +129,14 @@ impl Hello {
             });
         }
         let vcpus = reader.u8()?;
-        let devices = devices(&mut reader)?;
+        let mut devices = devices(&mut reader)?;
+        let lease = match devices.first().and_then(|name| name.strip_prefix(LEVEL)) {
+            Some(lease) => Some(Duration::from_millis(lease.parse().ok()?)),
+            None => None,
+        };
+        if lease.is_some() {
+            devices.remove(0);
+        }
         let cpu = leaves(&mut reader)?;
         let msrs = msrs(&mut reader)?;
         let (oldest, newest) = (reader.u16()?, reader.u16()?);
@@ -138,6 +153,7 @@ impl Hello {
             peer,
             identity: Identity {
                 vm: vm.to_owned(),
+                lease,
                 memory,
                 vcpus,
                 devices,
@@ -163,6 +179,10 @@ impl Hello {
             None => Ok(()),
         }
     }
+}
+
+fn level(lease: Duration) -> String {
+    format!("{LEVEL}{}", lease.as_millis())
 }
 
 /// The text of a reject frame, fit for one line of a log.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evertwin_protocol::Status;
 use proptest::collection::vec;
@@ -196,6 +197,7 @@ fn hello(status: Status) -> Hello {
         node: "a".parse().expect("a valid name"),
         peer: "b".parse().expect("a valid name"),
         identity: Identity {
+            lease: None,
             vm: "demo".to_owned(),
             memory: MEMORY.to_vec(),
             vcpus: 4,
@@ -221,6 +223,27 @@ fn a_hello_arrives_as_it_was_and_no_part_of_it_does() {
             assert_eq!(part, Err(WireError::Malformed(Kind::Hello)));
         }
     }
+}
+
+#[test]
+fn a_hello_tells_of_a_lease_in_a_way_that_others_refuse() {
+    let lease = Some(Duration::from_millis(1500));
+    let mut leased = hello(Status::Cold);
+    leased.identity.lease = lease;
+    leased.identity.memory.clear();
+    let bytes = leased.encode();
+    let arrived = Hello::decode(&bytes).expect("a sound hello");
+    assert_eq!(arrived, leased);
+    let difference = Difference::between(&arrived.identity, &hello(Status::Cold).identity);
+    assert!(matches!(difference, Some(Difference::Protection { .. })));
+    // A lease that is no number.
+    let at = bytes.windows(4).position(|four| four == b"1500");
+    let mut bytes = bytes;
+    bytes[at.expect("the lease, as text")] = b'-';
+    assert_eq!(
+        Hello::decode(&bytes),
+        Err(WireError::Malformed(Kind::Hello))
+    );
 }
 
 #[test]

@@ -194,7 +194,9 @@ impl World<'_> {
                 process.outbox.retain(|frame| frame.load == 0);
             }
             Action::SendMemory(generation) => {
-                self.begin_round(host, generation, u16::MAX, ALL_BLOCKS);
+                // The blocks go with the first part.
+                let pages = if self.schedule.ha { 1 } else { u16::MAX };
+                self.begin_round(host, generation, pages, ALL_BLOCKS);
             }
             Action::SendHarvest(generation) => {
                 let pages = machine.harvest;
@@ -212,6 +214,15 @@ impl World<'_> {
             Action::SlowGuest(percent) => {
                 machine.slowed = percent;
                 self.tally.slowed += u64::from(percent > 0);
+            }
+            Action::Lease(until) => {
+                machine.lease = until;
+                self.speak(host);
+            }
+            Action::StopGuest => machine.stopped = true,
+            Action::ContinueGuest => {
+                machine.stopped = false;
+                self.speak(host);
             }
             Action::Peek => {
                 let dirty = machine.harvest() > 0;

@@ -13,6 +13,7 @@ impl Schedule {
         let mut schedule = Self {
             seed,
             arbiter: !random.chance(15),
+            ha: false,
             window: random.between(1, 3),
             epoch_us: random.one_of(&[3_000, 5_000, 10_000]),
             step_us: random.one_of(&[2_000, 4_000, 8_000]),
@@ -49,6 +50,7 @@ impl Schedule {
             }
         }
         schedule.reconnect_us = random.one_of(&[0, 20_000, 30_000, 60_000]);
+        schedule.ha = random.chance(30);
         schedule
     }
 }

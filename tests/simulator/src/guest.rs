@@ -2,7 +2,7 @@
 
 use evertwin_protocol::Input;
 
-use crate::check::{Invariant, Verdict, check_copy};
+use crate::check::{Invariant, Verdict, check_copy, demand};
 use crate::machine::Standing;
 use crate::queue::Event;
 use crate::story::Write;
@@ -11,6 +11,7 @@ use crate::world::{MICRO, Phase, World};
 impl World<'_> {
     pub(crate) fn boot(&mut self, host: usize) {
         self.tally.boots += 1;
+        self.look_at_the_other(host);
         self.last_ran = Some(host);
         let clock = self.hosts[host].clock_us(self.now);
         let place = &mut self.hosts[host];
@@ -55,6 +56,7 @@ impl World<'_> {
     pub(crate) fn promote(&mut self, host: usize) {
         self.tally.promotions += 1;
         self.last_ran = Some(host);
+        self.look_at_the_other(host);
         let me = self.names[host];
         let now = self.now;
         let place = &mut self.hosts[host];
@@ -74,10 +76,18 @@ impl World<'_> {
             let ran = machine.moment != 0;
             verdict = verdict.and(self.rights.promoted(me, generation, machine.open, ran));
         }
-        if machine.open {
-            verdict = verdict.and(self.clients.promoted(&self.story, standing.moment));
+        if machine.ha {
+            // Only the disk is what it was.
+            let moment = self.story.boot(place.disk.contents());
+            let seen = self.clients.booted(&self.story, moment, &place.disk, now);
+            verdict = verdict.and(seen);
+            process.machine.boot(moment, clock);
+        } else {
+            if machine.open {
+                verdict = verdict.and(self.clients.promoted(&self.story, standing.moment));
+            }
+            process.machine.promote(standing, clock);
         }
-        process.machine.promote(standing, clock);
         let life = process.life;
         self.queue.push(now, Event::Step { host, life });
         self.judge(verdict);
@@ -105,7 +115,8 @@ impl World<'_> {
         self.queue
             .push(now.max(paused_until) + pause, Event::Step { host, life });
         let slowed = process.machine.slowed;
-        if paused_until > now || slowed > 0 && random.chance(slowed.into()) {
+        let stopped = process.machine.stopped;
+        if paused_until > now || stopped || slowed > 0 && random.chance(slowed.into()) {
             return;
         }
         let machine = &mut process.machine;
@@ -133,8 +144,11 @@ impl World<'_> {
         if !says {
             return;
         }
-        if machine.open {
-            return self.emit(host, moment, true);
+        // Where only the disks are replicated, nothing waits but the answers to writes.
+        let free = machine.ha && write.is_none();
+        if machine.open || free {
+            let alone = machine.open;
+            return self.emit(host, moment, alone);
         }
         if machine.hold(moment) {
             let later = random.chance(30);
@@ -160,9 +174,47 @@ impl World<'_> {
         }
     }
 
-    /// Output has left the VM.
+    /// What the guest was kept from saying is said, if it may now.
+    pub(crate) fn speak(&mut self, host: usize) {
+        let process = self.hosts[host].process.as_mut();
+        for moment in process.map_or_else(Vec::new, |process| process.machine.take_unsaid()) {
+            self.emit(host, moment, false);
+        }
+    }
+
+    /// Nobody boots a guest from its disk while the other host's may run.
+    fn look_at_the_other(&mut self, host: usize) {
+        let other = &self.hosts[1 - host];
+        let Some(process) = other.process.as_ref().filter(|_| self.schedule.ha) else {
+            return;
+        };
+        let machine = &process.machine;
+        // One that stands still itself can't stop its guest, but keeps it from speaking.
+        let silent = other.paused_until > self.now && !machine.may_speak(other.time(self.now));
+        let verdict = demand(
+            !machine.running || machine.stopped || silent,
+            Invariant::OneGuest,
+            || {
+                format!(
+                    "host {host} runs its guest while that of host {} runs",
+                    1 - host
+                )
+            },
+        );
+        self.judge(verdict);
+    }
+
+    /// Output has left the VM, unless it may not speak.
     fn emit(&mut self, host: usize, moment: u32, alone: bool) {
-        let mut verdict = self.clients.see(&self.story, moment, alone, self.now);
+        let time = self.hosts[host].time(self.now);
+        if let Some(process) = &mut self.hosts[host].process
+            && !process.machine.may_speak(time)
+        {
+            return process.machine.keep(moment);
+        }
+        // A lease ends before anything can come late.
+        let strict = alone || self.schedule.ha;
+        let mut verdict = self.clients.see(&self.story, moment, strict, self.now);
         if alone && self.schedule.arbiter {
             verdict = verdict.and(self.rights.released_alone(self.names[host]));
         }

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use evertwin_protocol::Time;
+
 use crate::disk::Disk;
 use crate::story::{BLOCKS, Blocks, Memory, Moment, PAGES};
 
@@ -30,6 +32,13 @@ pub(crate) struct Standing {
 pub(crate) struct Machine {
     pub(crate) running: bool,
     pub(crate) open: bool,
+    /// Only its disks are replicated.
+    pub(crate) ha: bool,
+    /// Until when it may speak, on the clock of the twin; none: as long as it likes.
+    pub(crate) lease: Option<Time>,
+    pub(crate) stopped: bool,
+    /// What it would have said if it had been allowed to.
+    unsaid: Vec<Moment>,
     pub(crate) tracking: bool,
     pub(crate) moment: Moment,
     pub(crate) memory: Memory,
@@ -50,6 +59,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    pub(crate) fn new(ha: bool) -> Self {
+        Self {
+            ha,
+            ..Self::default()
+        }
+    }
+
     /// The guest's clock, which goes with the host's.
     pub(crate) fn clock(&self, host_us: u64) -> u64 {
         host_us.saturating_add_signed(self.offset)
@@ -60,7 +76,11 @@ impl Machine {
         self.moment = moment;
         self.memory = [moment; PAGES];
         self.offset = -(host_us as i64);
-        self.dirty = if self.tracking { u16::MAX } else { 0 };
+        self.dirty = if self.tracking && !self.ha {
+            u16::MAX
+        } else {
+            0
+        };
     }
 
     pub(crate) fn promote(&mut self, standing: Standing, host_us: u64) {
@@ -78,7 +98,7 @@ impl Machine {
             }
         }
         if self.tracking {
-            self.dirty |= pages;
+            self.dirty |= if self.ha { 0 } else { pages };
             self.written |= block.map_or(0, |block| 1 << block);
         }
     }
@@ -157,6 +177,20 @@ impl Machine {
         });
     }
 
+    /// May anything of the guest get out at this time?
+    pub(crate) fn may_speak(&self, now: Time) -> bool {
+        !self.stopped && self.lease.is_none_or(|until| now < until)
+    }
+
+    /// The guest would say this if it were allowed to.
+    pub(crate) fn keep(&mut self, moment: Moment) {
+        self.unsaid.push(moment);
+    }
+
+    pub(crate) fn take_unsaid(&mut self) -> Vec<Moment> {
+        std::mem::take(&mut self.unsaid)
+    }
+
     pub(crate) fn drop_output(&mut self) {
         self.held.clear();
     }
@@ -190,6 +224,7 @@ impl Machine {
     pub(crate) fn fence(&mut self) {
         self.running = false;
         self.held.clear();
+        self.unsaid.clear();
     }
 }
 

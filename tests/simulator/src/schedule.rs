@@ -13,6 +13,9 @@ pub struct Schedule {
     pub seed: u64,
     /// Is there an arbiter?
     pub arbiter: bool,
+    /// Are only the disks replicated?
+    #[serde(default)]
+    pub ha: bool,
     /// Epochs that may be in flight.
     pub window: u64,
     /// How long a twin waits for its peer to be back after its link broke.

@@ -7,7 +7,7 @@ use evertwin_protocol::{Bug, Config, Input, NodeId, Twin};
 use crate::arbiter::Arbiter;
 use crate::check::{Clients, Commits, Invariant, Liveness, Rights, Verdict, Violation};
 use crate::host::{Host, Process, Round};
-use crate::machine::Load;
+use crate::machine::{Load, Machine};
 use crate::network::Network;
 use crate::queue::{Event, Queue};
 use crate::schedule::Schedule;
@@ -19,6 +19,9 @@ pub(crate) const MILLI: u64 = 1_000_000;
 
 /// Silence after which a twin takes its peer for dead.
 pub(crate) const TIMEOUT: u64 = 60 * MILLI;
+
+/// How long a guest of which only the disks are replicated may run on an acknowledgement.
+const LEASE: u64 = 2 * TIMEOUT;
 
 /// All must be well again this long after everything has healed.
 const RECOVERY: u64 = 3_000 * MILLI;
@@ -292,6 +295,7 @@ impl<'a> World<'a> {
         config.retry = millis(15);
         config.window = schedule.window;
         config.reconnect = Duration::from_micros(schedule.reconnect_us);
+        config.lease = schedule.ha.then_some(Duration::from_nanos(LEASE));
         config.last_round_pages = 4;
         config.rounds = 14;
         config.first_epoch = millis(2);
@@ -303,7 +307,7 @@ impl<'a> World<'a> {
         place.backlog.clear();
         place.process = Some(Process {
             twin: Twin::new(config),
-            machine: Default::default(),
+            machine: Machine::new(schedule.ha),
             life: place.lives,
             started: self.now,
             link: None,

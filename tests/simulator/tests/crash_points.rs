@@ -2,10 +2,11 @@
 
 use evertwin_simulator::{Command, Fault, Schedule, What, run};
 
-fn schedule(arbiter: bool, reconnect_us: u64, faults: Vec<Fault>) -> Schedule {
+fn schedule(arbiter: bool, ha: bool, reconnect_us: u64, faults: Vec<Fault>) -> Schedule {
     Schedule {
         seed: 1,
         arbiter,
+        ha,
         window: 2,
         reconnect_us,
         epoch_us: 5_000,
@@ -43,10 +44,10 @@ fn crash(host: usize, after: u64, mode: u64) -> Fault {
     }
 }
 
-fn every_crash(arbiter: bool, reconnect_us: u64) {
+fn every_crash(arbiter: bool, ha: bool, reconnect_us: u64) {
     let mut schedules = 0;
     for story in stories() {
-        let sound = schedule(arbiter, reconnect_us, story);
+        let sound = schedule(arbiter, ha, reconnect_us, story);
         let outcome = run(&sound, None);
         assert_eq!(outcome.violation, None);
         for host in 0..2 {
@@ -68,15 +69,20 @@ fn every_crash(arbiter: bool, reconnect_us: u64) {
 
 #[test]
 fn a_twin_may_die_anywhere() {
-    every_crash(true, 0);
+    every_crash(true, false, 0);
 }
 
 #[test]
 fn a_twin_may_die_anywhere_without_an_arbiter() {
-    every_crash(false, 0);
+    every_crash(false, false, 0);
 }
 
 #[test]
 fn a_twin_may_die_anywhere_while_the_other_waits_for_it() {
-    every_crash(true, 20_000);
+    every_crash(true, false, 20_000);
+}
+
+#[test]
+fn a_twin_may_die_anywhere_where_only_disks_are_replicated() {
+    every_crash(true, true, 20_000);
 }

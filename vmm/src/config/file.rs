@@ -12,7 +12,8 @@ use crate::control::default_socket;
 
 use super::parse::{check_tap, check_vcpus, check_vsock, parse_mac, parse_serial, parse_size};
 use super::{
-    AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
+    AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, Protection, ReplicationConfig,
+    VmConfig,
 };
 
 /// Most endpoints of etcd: each is given its time, and somebody waits for the answer.
@@ -23,6 +24,8 @@ const MIN_RATE: u64 = 1 << 20;
 const DEFAULT_SCRUB_RATE: u64 = 32 << 20;
 /// Time from one comparison of the disks to the next, unless the configuration says otherwise: 7 days.
 const DEFAULT_SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Shortest lease: a busy host may keep a process waiting for a good part of it.
+const MIN_LEASE: Duration = Duration::from_millis(200);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,6 +49,7 @@ struct VmFile {
     net: Vec<NetEntry>,
     vsock: Option<VsockEntry>,
     control: Option<PathBuf>,
+    protection: Option<String>,
     replication: Option<ReplicationEntry>,
     #[serde(default)]
     node: BTreeMap<String, NodeEntry>,
@@ -84,6 +88,7 @@ struct ReplicationEntry {
     epoch: Option<String>,
     heartbeat: Option<String>,
     timeout: Option<String>,
+    lease: Option<String>,
     reconnect: Option<String>,
     resync_rate: Option<String>,
     scrub_every: Option<String>,
@@ -143,9 +148,14 @@ pub fn load(
         None => name.to_owned(),
     };
     let place = |name: &Path| base.join(for_node(&name.to_string_lossy()));
+    let protection = protection(&file)?;
     let replication = match node {
-        Some(node) => Some(replication(&file, node, &place)?),
-        None if file.replication.is_some() => {
+        _ if protection == Some(Protection::None) => None,
+        Some(node) => {
+            let level = protection.unwrap_or(Protection::Ft);
+            Some(replication(&file, node, level, &place)?)
+        }
+        None if file.replication.is_some() || protection.is_some() => {
             return Err(ConfigError::Value(format!(
                 "{} describes a protected VM: say which node this is, with --node {}",
                 path.display(),
@@ -191,6 +201,22 @@ pub fn load(
     Ok((vm, replication))
 }
 
+/// The level of protection that the file asks for, if it says one.
+fn protection(file: &VmFile) -> Result<Option<Protection>, ConfigError> {
+    Ok(Some(match file.protection.as_deref() {
+        None => return Ok(None),
+        Some("ft") => Protection::Ft,
+        Some("ha") => Protection::Ha,
+        Some("none") => Protection::None,
+        Some(other) => {
+            return Err(ConfigError::Value(format!(
+                "`{other}` can't be the protection: write \"ft\" (the guest goes on at the other host), \"ha\" (it is \
+                 booted there, from its mirrored disks) or \"none\" (a plain VM)"
+            )));
+        }
+    }))
+}
+
 /// One line: where, and what.
 fn syntax_reason(text: &str, error: &toml::de::Error) -> String {
     let what = error.message().replace('\n', " ");
@@ -224,6 +250,7 @@ fn check_name(what: &str, name: &str) -> Result<(), ConfigError> {
 fn replication(
     file: &VmFile,
     node: &str,
+    level: Protection,
     place: &dyn Fn(&Path) -> PathBuf,
 ) -> Result<ReplicationConfig, ConfigError> {
     let names = node_names(file);
@@ -248,7 +275,9 @@ fn replication(
         None => None,
         Some(text) => Some(arbiter(text, place)?),
     };
+    let timeout = time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?;
     let config = ReplicationConfig {
+        lease: lease(entry.and_then(|r| r.lease.as_deref()), level, timeout)?,
         node: node.into(),
         peer: if node == first { second } else { first }.into(),
         keys: keys(entry, &addresses, place)?,
@@ -256,7 +285,7 @@ fn replication(
         arbiter,
         epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
         heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
-        timeout: time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?,
+        timeout,
         reconnect: match entry.and_then(|r| r.reconnect.as_deref()) {
             None => None,
             given => Some(time("reconnect", given, 0)?),
@@ -282,6 +311,27 @@ fn replication(
         )));
     }
     Ok(config)
+}
+
+/// The lease of a guest of which only the disks are replicated.
+fn lease(
+    text: Option<&str>,
+    level: Protection,
+    timeout: Duration,
+) -> Result<Option<Duration>, ConfigError> {
+    match (level, text) {
+        (Protection::Ha, None) => Ok(Some((timeout * 2).max(MIN_LEASE))),
+        (Protection::Ha, given) => match time("lease", given, 0)? {
+            lease if lease >= timeout.max(MIN_LEASE) => Ok(Some(lease)),
+            lease => Err(ConfigError::Value(format!(
+                "lease {lease:?} is too short: it must be at least {MIN_LEASE:?} and the timeout, {timeout:?}"
+            ))),
+        },
+        (_, None) => Ok(None),
+        (_, Some(lease)) => Err(ConfigError::Value(format!(
+            "lease = \"{lease}\" is of use with protection = \"ha\" only: remove it, or set that"
+        ))),
+    }
 }
 
 /// Where the keys are, or none for a link that is said to need none.
@@ -511,6 +561,41 @@ address = "192.168.50.2:7700"
         ] {
             let error = with(&format!("{key} = \"{bad}\"")).unwrap_err();
             assert!(error.contains(&format!("{key} `{bad}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_level_of_protection_can_be_chosen() {
+        let with = |text: &str, node| {
+            let text = GOOD.replace("cmdline =", &format!("{text}\ncmdline ="));
+            parse(&text, node).map(|(_, replication)| replication)
+        };
+        let lease = |text: &str| with(text, Some("b")).map(|found| found.unwrap().lease);
+        assert_eq!(lease(""), Ok(None));
+        assert_eq!(lease("protection = \"ft\""), Ok(None));
+        let second = Duration::from_secs(1);
+        assert_eq!(lease("protection = \"ha\""), Ok(Some(second)));
+        for node in [None, Some("a")] {
+            assert_eq!(with("protection = \"none\"", node), Ok(None));
+        }
+        let error = lease("protection = \"fault\"").unwrap_err();
+        assert!(error.contains("`fault` can't be the protection"), "{error}");
+        let error = with("protection = \"ha\"", None).unwrap_err();
+        assert!(error.contains("--node a"), "{error}");
+
+        let lease = |level: &str, lease: &str| {
+            let text = GOOD.replace("cmdline =", &format!("protection = \"{level}\"\ncmdline ="));
+            let text = text.replace("epoch =", &format!("lease = \"{lease}\"\nepoch ="));
+            parse(&text, Some("a")).map(|(_, replication)| replication.unwrap().lease)
+        };
+        assert_eq!(lease("ha", "2s"), Ok(Some(second * 2)));
+        for (level, text, why) in [
+            ("ha", "499ms", "too short"),
+            ("ha", "soon", "`soon` can't be the lease"),
+            ("ft", "2s", "protection = \"ha\" only"),
+        ] {
+            let error = lease(level, text).unwrap_err();
+            assert!(error.contains(why) && !error.contains('\n'), "{error}");
         }
     }
 

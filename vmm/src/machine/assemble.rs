@@ -136,6 +136,7 @@ impl Machine {
             .collect::<Result<_, _>>()?;
         let mut machine = Self {
             slowdown: None,
+            stopped: false,
             vcpus,
             _events: events,
             vm,

@@ -33,7 +33,7 @@ fn ids(points: &[Point]) -> Vec<u128> {
 }
 
 /// Calls for each writable disk.
-fn each(machine: &Machine, mut with: impl FnMut(&mut Block)) {
+pub(super) fn each(machine: &Machine, mut with: impl FnMut(&mut Block)) {
     for device in machine.devices() {
         if let Some(disk) = lock(device).disk() {
             with(disk);

@@ -35,6 +35,15 @@ impl Bench {
         Self { twin, now: 0 }
     }
 
+    /// A twin of a pair of which only the disks are replicated.
+    pub(crate) fn leased(name: &str, lease: Duration) -> Self {
+        let peer = if name == "a" { "b" } else { "a" };
+        let mut config = Config::new(node(name), node(peer), true);
+        config.lease = Some(lease);
+        let twin = Twin::new(config);
+        Self { twin, now: 0 }
+    }
+
     /// A twin without an arbiter, on a host that noted this.
     pub(crate) fn noted(name: &str, noted: Option<Record>) -> Self {
         let peer = if name == "a" { "b" } else { "a" };

@@ -95,6 +95,7 @@ impl FakeVm {
         Self(Handle {
             inner: Arc::new(Mutex::new(Inner {
                 identity: Identity {
+                    lease: None,
                     vm: "demo".to_owned(),
                     memory,
                     vcpus: 1,
@@ -509,6 +510,16 @@ impl Machine for FakeVm {
 
     fn slow_guest(&mut self, _: u8) {
         // It counts when its test says so.
+    }
+
+    fn lease(&mut self, _until: Option<Duration>) {}
+
+    fn stop_guest(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn continue_guest(&mut self) -> Result<(), MachineError> {
+        Ok(())
     }
 
     fn redirty(&mut self, pages: &[u64]) {

@@ -192,6 +192,7 @@ impl Pair {
             Security::Tls(keys)
         };
         let config = Config {
+            lease: None,
             node,
             peer,
             addresses: self.paths(name),

@@ -13,6 +13,9 @@ pub(crate) fn check_copy(
     disk: &Disk,
 ) -> Verdict {
     let Standing { moment, clock } = standing;
+    if machine.ha {
+        return check_disk(story, standing, disk);
+    }
     let wanted = story.memory(moment);
     for (page, (has, wanted)) in machine.memory.iter().zip(wanted).enumerate() {
         // A page of the past was forgotten; one of the future or of elsewhere was mixed in.

@@ -27,6 +27,8 @@ pub enum Invariant {
     OutputCommit,
     /// I2: two have the right to release.
     OneReleaser,
+    /// Guests of which only the disks are replicated run on both hosts.
+    OneGuest,
     /// I3: what is promoted is not one committed epoch.
     WholeEpochs,
     /// I4: a standby is named, gated or promoted that should not be.
@@ -52,6 +54,7 @@ impl fmt::Display for Invariant {
         f.write_str(match self {
             Self::OutputCommit => "I1 output commit",
             Self::OneReleaser => "I2 one releaser",
+            Self::OneGuest => "one guest",
             Self::WholeEpochs => "I3 whole epochs",
             Self::EligibleStandby => "I4 eligible standby",
             Self::NoDirtyBitLost => "I5 no dirty bit is lost",

@@ -1,0 +1,117 @@
+//! A guest of which only the disks are replicated: its twin boots it anew (`protection = "ha"`).
+//!
+//! Its epochs carry what was written to the disks. What waits for an epoch to commit is not what leaves
+//! the VM but what the guest is told: that a write is done. So a write that the guest knows of is
+//! on both hosts, and it stands still for no epoch.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use evertwin_replicator::machine::{Capture, Identity, MachineError};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Disks, Machine, disks, from_device, lock};
+use crate::machine::Error;
+
+/// The state of each epoch: there is none.
+const NO_STATE: &[u8] = b"disks only";
+
+/// Replicates the disks of a machine.
+#[derive(Debug)]
+pub(super) struct DisksOnly {
+    /// Written when an answer to the guest starts to wait for its epoch's end.
+    waiting: EventFd,
+    /// Written when writes are recorded.
+    recording: EventFd,
+}
+
+impl DisksOnly {
+    pub(super) fn new(machine: &Machine) -> Result<Self, Error> {
+        let none_left = |error| Error::Device(format!("no descriptor is left: {error}"));
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(none_left);
+        let waiting = event()?;
+        for device in machine.devices() {
+            if let Some(disk) = lock(device).disk() {
+                disk.set_answer_event(waiting.try_clone().map_err(none_left)?);
+            }
+        }
+        Ok(Self {
+            waiting,
+            recording: event()?,
+        })
+    }
+
+    pub(super) fn waiting(&self) -> RawFd {
+        self.waiting.as_raw_fd()
+    }
+
+    pub(super) fn recording(&self) -> RawFd {
+        self.recording.as_raw_fd()
+    }
+
+    /// Both hosts need the same disks, and nothing else of each other.
+    pub(super) fn identity(machine: &Machine) -> Identity {
+        Identity {
+            vm: machine.config().name.clone(),
+            lease: None,
+            memory: Vec::new(),
+            vcpus: machine.config().vcpus,
+            devices: machine.device_list(),
+            cpu: Vec::new(),
+            msrs: Vec::new(),
+        }
+    }
+
+    /// Begins to record what is written.
+    pub(super) fn record(&self, machine: &Machine, on: bool) {
+        for device in machine.devices() {
+            lock(device).record_disk_writes(on);
+        }
+        // The counter of an event fd can't overflow here.
+        let _ = self.recording.write(1);
+    }
+
+    /// Holds what the guest is to be told of its writes.
+    pub(super) fn hold(machine: &Machine) {
+        disks::each(machine, |disk| disk.hold_answers());
+    }
+
+    pub(super) fn open(machine: &Machine) {
+        disks::each(machine, |disk| disk.give_answers());
+    }
+
+    pub(super) fn release(machine: &Machine, epoch: u64) {
+        disks::each(machine, |disk| disk.release_answers(epoch));
+    }
+
+    /// Ends an epoch: each disk at an instant of its own. A write that depends on another comes
+    /// after that one's answer, and so in a later epoch.
+    pub(super) fn capture(machine: &Machine, disks: &mut Disks, epoch: u64, into: &mut Capture) {
+        into.clear();
+        into.state.extend_from_slice(NO_STATE);
+        for device in machine.devices() {
+            let mut device = lock(device);
+            let writes = device.take_disk_writes();
+            into.disk_writes.extend(writes.into_iter().map(from_device));
+            disks.begin_point(&mut *device);
+            if let Some(disk) = device.disk() {
+                disk.seal_answers(epoch);
+            }
+        }
+        disks.point_begun();
+    }
+
+    /// Checks the state of an epoch that has come.
+    pub(super) fn check(state: &[u8]) -> Result<(), MachineError> {
+        match state == NO_STATE {
+            true => Ok(()),
+            false => Err(MachineError::new("the epoch holds more than disk writes")),
+        }
+    }
+
+    /// Runs the guest from its kernel, on disks that hold all that it was told is written.
+    pub(super) fn boot(machine: &mut Machine) -> Result<(), Error> {
+        // What the guest's flushes made durable on the other host was only written here.
+        disks::each(machine, |disk| disk.flush());
+        machine.boot()
+    }
+}
