@@ -28,6 +28,8 @@ pub struct PairConfig {
     pub disk: Option<u64>,
     /// Size of a second disk in bytes, if there is one: `disk2-NODE.img`.
     pub second_disk: Option<u64>,
+    /// The level of protection as in the config file, if it says one.
+    pub protection: Option<String>,
     /// The arbiter as in the config file, if there is one.
     pub arbiter: Option<String>,
     /// Longest epoch.
@@ -50,6 +52,7 @@ impl Default for PairConfig {
             memory: "128M".to_owned(),
             disk: Some(64 << 20),
             second_disk: None,
+            protection: None,
             arbiter: Some("file:arbiter".to_owned()),
             epoch: Duration::from_millis(20),
             heartbeat: Duration::from_millis(50),
@@ -87,6 +90,9 @@ impl PairConfig {
             "name = \"demo\"\ncontrol = \"{{node}}.sock\"\nkernel = \"{}\"\ncmdline = \"{}\"\nmemory = \"{}\"\n",
             self.kernel, self.cmdline, self.memory
         );
+        if let Some(protection) = &self.protection {
+            text += &format!("protection = \"{protection}\"\n");
+        }
         for (name, _) in self.disks() {
             text += &format!("\n[[disk]]\npath = \"{name}-{{node}}.img\"\n");
         }
