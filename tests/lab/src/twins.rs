@@ -49,6 +49,8 @@ pub struct VmFile {
     pub second_path: bool,
     /// Whether it is protected.
     pub protected: bool,
+    /// Whether only its disks are replicated.
+    pub ha: bool,
 }
 
 impl VmFile {
@@ -75,6 +77,9 @@ impl VmFile {
             }
         };
         text += &format!("memory = \"{}M\"\n", self.memory_mib);
+        if self.ha {
+            text += "protection = \"ha\"\n";
+        }
         if self.vcpus != 1 {
             text += &format!("vcpus = {}\n", self.vcpus);
         }
@@ -410,6 +415,7 @@ mod tests {
             vsock: false,
             second_path: false,
             protected: false,
+            ha: false,
         };
         let parsed: toml::Table = file.to_toml().parse().unwrap();
         assert_eq!(parsed["vcpus"].as_integer(), Some(2));
@@ -432,6 +438,7 @@ mod tests {
             vsock: true,
             second_path: false,
             protected: true,
+            ha: false,
         };
         let parsed: toml::Table = file.to_toml().parse().unwrap();
         assert_eq!(parsed["disk"][0]["readonly"].as_bool(), Some(true));

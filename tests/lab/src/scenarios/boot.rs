@@ -17,6 +17,7 @@ pub(super) fn pico(lab: &mut Lab) -> Result<(), LabError> {
         vsock: false,
         second_path: false,
         protected: false,
+        ha: false,
     };
     let mut twins = Twins::prepare(lab, file)?;
     let vm = twins.start(lab, HostName::A)?;

@@ -19,6 +19,7 @@ pub(super) fn guest(services: Option<&'static str>, vcpus: u32, protected: bool)
         vsock: false,
         second_path: false,
         protected,
+        ha: false,
     }
 }
 

@@ -3,6 +3,7 @@
 mod boot;
 mod debian;
 mod disks;
+mod ha;
 mod pico;
 mod roles;
 mod services;
@@ -172,6 +173,20 @@ pub const SCENARIOS: &[Scenario] = &[
         quick: false,
         options: SMALL,
         run: pico::clock_jump,
+    },
+    Scenario {
+        name: "ha-restart",
+        about: "only disks are replicated: clocks jump, the primary's machine loses its power, and the guest boots from its mirrored disk",
+        quick: false,
+        options: SMALL,
+        run: ha::restart,
+    },
+    Scenario {
+        name: "ha-freeze",
+        about: "only disks are replicated: the primary's machine freezes, the guest boots elsewhere, and the thawed one stops without a frame",
+        quick: false,
+        options: SMALL,
+        run: ha::freeze,
     },
     Scenario {
         name: "disk-hangs",

@@ -25,6 +25,7 @@ pub(super) fn small() -> VmFile {
         vsock: false,
         second_path: false,
         protected: true,
+        ha: false,
     }
 }
 
