@@ -193,3 +193,38 @@ fn a_guest_whose_memory_is_not_replicated_is_not_handed_over() {
     let done = bench.hear(1, 1, Message::HandOver);
     assert!(matches!(done[..], [Action::Close(_), ..]), "{done:?}");
 }
+
+#[test]
+fn without_an_arbiter_the_operator_vouches_that_nobody_runs() {
+    let mut bench = Bench::leased_by_hand("b", LEASE).sync(false);
+    bench.hear(1, 0, Message::Named);
+    bench.give(Input::LinkDown);
+    let done = bench.give(Input::Operator(Command::Promote));
+    let note = Action::Note(Record::solo(2, node("b")));
+    assert_eq!(done, [note, Action::OpenOutput, Action::Promote]);
+}
+
+#[test]
+fn without_an_arbiter_a_guest_goes_on_when_its_standby_is_back() {
+    let mut bench = Bench::leased_by_hand("a", LEASE);
+    bench.give(Input::Start);
+    let fill = |bench: &mut Bench| {
+        bench.give(Input::LinkUp);
+        bench.hear(0, 0, Message::Hello(Status::Cold));
+        bench.give(Input::RoundSent);
+        let done = bench.give(Input::Harvested(0));
+        let captured = done.iter().find_map(|action| match action {
+            Action::Capture(epoch) => Some(*epoch),
+            _ => None,
+        });
+        let epoch = captured.expect("the first epoch");
+        bench.give(Input::Captured { epoch, idle: true });
+        let generation = bench.twin.generation();
+        bench.hear(generation, epoch, Message::Ack)
+    };
+    let done = fill(&mut bench);
+    assert!(matches!(done[0], Action::Lease(Some(_))), "{done:?}");
+    assert!(!bench.give(Input::LinkDown).contains(&Action::StopGuest));
+    assert!(bench.pass(LEASE).contains(&Action::StopGuest));
+    assert!(fill(&mut bench).contains(&Action::ContinueGuest));
+}

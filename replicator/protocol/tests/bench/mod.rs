@@ -37,8 +37,17 @@ impl Bench {
 
     /// A twin of a pair of which only the disks are replicated.
     pub(crate) fn leased(name: &str, lease: Duration) -> Self {
+        Self::with_lease(name, lease, true)
+    }
+
+    /// The same without an arbiter.
+    pub(crate) fn leased_by_hand(name: &str, lease: Duration) -> Self {
+        Self::with_lease(name, lease, false)
+    }
+
+    fn with_lease(name: &str, lease: Duration, arbiter: bool) -> Self {
         let peer = if name == "a" { "b" } else { "a" };
-        let mut config = Config::new(node(name), node(peer), true);
+        let mut config = Config::new(node(name), node(peer), arbiter);
         config.lease = Some(lease);
         let twin = Twin::new(config);
         Self { twin, now: 0 }
