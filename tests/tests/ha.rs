@@ -15,7 +15,7 @@ use evertwin_tests::stage::{Stage, demand_clean, run_for, wait_for_more};
 /// What the pair has by itself: twice its timeout.
 const LEASE: Duration = Duration::from_secs(SLOW as u64);
 
-const STOPPED: &str = "the guest is stopped: its lease has run out, and the peer may boot it";
+const STOPPED: &str = "the guest is stopped until it is clear whose it is";
 const CONTINUED: &str = "the guest goes on";
 const NOT_TAKING_OVER: &str = "the primary is gone; this twin may not take over";
 

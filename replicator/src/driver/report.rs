@@ -58,7 +58,7 @@ impl Driver<'_> {
             ),
             Report::Stopped => warn!(
                 %peer,
-                "the guest is stopped: its lease has run out, and the peer may boot it"
+                "the guest is stopped until it is clear whose it is"
             ),
             Report::Continued => info!(%peer, "the guest goes on"),
             Report::Fenced => error!(%peer, "fenced"),

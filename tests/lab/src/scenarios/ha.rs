@@ -8,7 +8,7 @@ use crate::network::GUEST;
 use crate::twins::{Judge, Twins, VmFile};
 use HostName::{A, B};
 
-const STOPPED: &str = "the guest is stopped: its lease has run out, and the peer may boot it";
+const STOPPED: &str = "the guest is stopped until it is clear whose it is";
 
 fn under_load(lab: &mut Lab) -> Result<(Twins, Judge), LabError> {
     let file = VmFile {
