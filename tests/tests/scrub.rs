@@ -206,6 +206,22 @@ fn each_disk_is_compared() {
 }
 
 #[test]
+fn disks_are_compared_where_nothing_else_is_replicated() {
+    let stage = Stage::protected(&PairConfig {
+        protection: Some("ha".to_owned()),
+        ..config(BURSTS)
+    });
+    rot(&stage, "disk-b.img", 40 * MIB + 8192);
+    let found = scrub(&stage);
+    assert_eq!((found.differences, found.repaired), (1, 1));
+    assert_same(&stage, ["disk-a.img", "disk-b.img"]);
+    let output = stage.operate(Node::A, &["scrub", "--memory"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let refused = output.status.code() == Some(1) && said.contains("leave --memory out");
+    assert!(refused, "{output:?}");
+}
+
+#[test]
 fn a_pass_ends_with_the_protection_and_says_so() {
     let mut stage = Stage::new(&PairConfig {
         scrub_rate: Some("2M".to_owned()),

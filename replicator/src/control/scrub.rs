@@ -103,6 +103,9 @@ pub enum NoScrub {
     /// One pass at a time.
     #[error("a scrub is under way already: see `evertwin status`")]
     Running,
+    /// The standby has no memory of the guest's.
+    #[error("only this guest's disks are replicated: leave --memory out")]
+    NoMemory,
     /// There is nothing to compare.
     #[error("the guest has no disk that it may write; --memory compares memory")]
     NoDisks,

@@ -77,6 +77,9 @@ impl Driver<'_> {
         if self.scrub.pass.is_some() {
             return Err(NoScrub::Running);
         }
+        if memory && self.identity.memory.is_empty() {
+            return Err(NoScrub::NoMemory);
+        }
         let mut disks = self.machine.disk_sizes();
         if memory {
             disks.extend(memory::sizes(&self.identity.memory));
