@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -130,6 +131,10 @@ pub enum Error {
     Machine(#[from] MachineError),
 }
 
+/// How long a lease may be.
+pub(crate) const LEASES: RangeInclusive<Duration> =
+    Duration::from_millis(200)..=Duration::from_secs(60);
+
 /// Most paths between two twins.
 pub const MAX_PATHS: usize = 4;
 
@@ -157,10 +162,7 @@ impl Config {
             "both twins have the same name: name the nodes differently"
         } else if !(millis(1)..=millis(10_000)).contains(&self.epoch) {
             "replication.epoch must be between 1ms and 10s"
-        } else if self
-            .lease
-            .is_some_and(|lease| !(millis(200)..=millis(60_000)).contains(&lease))
-        {
+        } else if self.lease.is_some_and(|lease| !LEASES.contains(&lease)) {
             "replication.lease must be between 200ms and 60s"
         } else if self.heartbeat < millis(1) {
             "replication.heartbeat must be at least 1ms"

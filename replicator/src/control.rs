@@ -103,6 +103,14 @@ pub enum NotDone {
     /// The disks can't be compared.
     #[error(transparent)]
     NoScrub(#[from] NoScrub),
+    /// The level of protection can't change while anybody relies on it.
+    #[error(
+        "the level changes while the guest runs alone here: have the standby leave first (`evertwin leave` on its host), or wait until no question is open"
+    )]
+    NotAlone,
+    /// No level has such a lease.
+    #[error("a lease is 200 ms to 60 s long")]
+    BadLease,
     /// Another command is being obeyed.
     #[error("another command is under way: see `evertwin status`")]
     Busy,
@@ -148,6 +156,8 @@ pub(crate) enum Asked {
     Command(Command, Sender<Outcome>),
     /// Whether memory as well.
     Scrub(bool, Sender<Result<u64, NoScrub>>),
+    /// The lease of the level that is wanted, if it has one.
+    Level(Option<Duration>, Sender<Outcome>),
 }
 
 /// The operator's end. Can be cloned and used from any thread.
@@ -201,6 +211,14 @@ impl Controller {
     /// Why none has.
     pub fn scrub(&self, memory: bool, patience: Duration) -> Result<u64, NotDone> {
         Ok(self.ask(|reply| Asked::Scrub(memory, reply), patience)??)
+    }
+
+    /// Has all of the guest replicated from the next sync on, or with a lease only its disks.
+    ///
+    /// # Errors
+    /// The guest does not run alone here.
+    pub fn level(&self, lease: Option<Duration>, patience: Duration) -> Outcome {
+        self.ask(|reply| Asked::Level(lease, reply), patience)?
     }
 
     fn ask<T>(

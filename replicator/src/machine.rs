@@ -206,6 +206,13 @@ pub trait Machine: Scrubbed + Send {
     /// What the other twin must agree with.
     fn identity(&self) -> Identity;
 
+    /// Whether all of the guest is replicated from now on, or only its disks. Nothing is tracked, and nothing is held; the descriptors
+    /// that this machine has given stay what they are.
+    ///
+    /// # Errors
+    /// When this process can have no further descriptor.
+    fn replicate_all(&mut self, all: bool) -> Result<(), MachineError>;
+
     /// Cold start: runs the guest from its kernel.
     ///
     /// # Errors

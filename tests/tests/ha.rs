@@ -244,3 +244,50 @@ fn twins_of_different_levels_are_no_pair() {
         assert!(answers(&stage));
     }
 }
+
+/// Has a guest that runs alone on this host protected at another level, as an operator would.
+fn change_level(stage: &mut Stage, from: &str, to: &str) {
+    let left = stage.operate(Node::B, &["leave"]);
+    assert!(left.status.success(), "{left:?}");
+    stage.wait_for_role(Node::A, "solo");
+    let file = stage.pair.directory().join("vm.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let of = |level| format!("protection = \"{level}\"");
+    assert!(text.contains(&of(from)), "{text}");
+    std::fs::write(&file, text.replace(&of(from), &of(to))).unwrap();
+    let changed = stage.operate(Node::A, &["level"]);
+    assert!(changed.status.success(), "{changed:?}");
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for_role(Node::A, "protected");
+    let status = stage.operate(Node::A, &["status"]);
+    let said = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(said.contains(&format!("level  {to}")), "{said}");
+}
+
+#[test]
+fn the_level_changes_under_a_running_guest() {
+    let mut stage = Stage::protected(&PairConfig {
+        protection: Some("ft".to_owned()),
+        ..ha()
+    });
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 100);
+    let refused = stage.operate(Node::A, &["level"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("have the standby leave first"),
+        "{said}"
+    );
+    change_level(&mut stage, "ft", "ha");
+    wait_for_more(&load, 100);
+    change_level(&mut stage, "ha", "ft");
+    wait_for_more(&load, 100);
+    // The one connection has seen nothing of all that, nor does it of this.
+    stage.twin(Node::A).kill();
+    stage.wait_for(Node::B, "promoted");
+    wait_for_more(&load, 100);
+    demand_clean(load);
+    // And where memory is not replicated any more, the guest boots anew.
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for_role(Node::B, "protected");
+}

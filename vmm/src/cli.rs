@@ -68,6 +68,9 @@ pub enum Command {
     Leave(TwinArgs),
     /// Compare both twins' disks while the guest runs, and repair what differs: asked of the primary.
     Scrub(ScrubArgs),
+    /// Take over the level of protection that the configuration has now, without a restart: asked of a twin whose standby has left.
+    #[command(after_help = ABOUT_LEVELS)]
+    Level(TwinArgs),
     /// Make the keys by which the twins of a protected VM know each other.
     Keys(KeysArgs),
     /// See a VM survive kill -9: two hosts and a client in network namespaces, on this machine.
@@ -90,6 +93,14 @@ pub struct TwinArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+const ABOUT_LEVELS: &str = "\
+To raise or lower the level of a guest that runs on host a, with its standby on host b:
+
+  evertwin leave vm.toml --node b       the standby ends
+  set `protection` in vm.toml on both hosts to \"ft\" (all of the guest is replicated) or \"ha\" (its disks are)
+  evertwin level vm.toml --node a       the guest runs on, unprotected for the moment
+  evertwin run vm.toml --node b         protected again, at the new level";
 
 /// Options of `evertwin scrub`.
 #[derive(Debug, Args)]

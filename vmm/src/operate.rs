@@ -1,4 +1,4 @@
-//! `evertwin status`, `switchover`, `promote`, `leave` and `scrub`.
+//! `evertwin status`, `switchover`, `promote`, `leave`, `level` and `scrub`.
 
 mod scrub;
 
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::TwinArgs;
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, ReplicationConfig};
 use crate::control::{self, ClientError, Reply, Request, VmStatus};
 pub use scrub::scrub;
 
@@ -36,6 +36,9 @@ pub enum OperateError {
     /// No twin was named.
     #[error("which twin? Give its configuration and node (vm.toml --node a), or --socket PATH")]
     NoTwin,
+    /// No configuration was named, which has the level.
+    #[error("which level? It is in the configuration: give that and the node (vm.toml --node a)")]
+    NoLevel,
     /// The operator did not vouch for the peer's death.
     #[error("{PROMOTE_WARNING}")]
     PeerMayLive,
@@ -83,6 +86,16 @@ pub fn command(target: &TwinArgs, request: Request) -> Result<ExitCode, OperateE
     Ok(ExitCode::SUCCESS)
 }
 
+/// Has a twin take over the level of protection that its configuration has now.
+///
+/// # Errors
+/// There is no such configuration, or the twin can't be asked or does not obey.
+pub fn level(target: &TwinArgs) -> Result<ExitCode, OperateError> {
+    let replication = replication(target)?.ok_or(OperateError::NoLevel)?;
+    let lease_ms = replication.lease.map(|lease| lease.as_millis() as u64);
+    command(target, Request::Level { lease_ms })
+}
+
 fn unexpected(reply: Reply) -> OperateError {
     OperateError::NotDone(match reply {
         Reply::Error(why) => why,
@@ -94,6 +107,11 @@ fn socket(target: &TwinArgs) -> Result<Option<PathBuf>, OperateError> {
     if let Some(path) = &target.socket {
         return Ok(Some(path.clone()));
     }
+    Ok(replication(target)?.map(|replication| replication.control))
+}
+
+/// How the VM of the configuration is protected, if one is named.
+fn replication(target: &TwinArgs) -> Result<Option<ReplicationConfig>, ConfigError> {
     let of_config = |path: &Path| {
         let (_, replication) = config::load(path, target.node.as_deref())?;
         let plain = || {
@@ -102,7 +120,7 @@ fn socket(target: &TwinArgs) -> Result<Option<PathBuf>, OperateError> {
                 path.display()
             ))
         };
-        Ok(replication.ok_or_else(plain)?.control)
+        replication.ok_or_else(plain)
     };
     target.config.as_deref().map(of_config).transpose()
 }

@@ -70,9 +70,17 @@ impl Twin {
     /// # Errors
     /// When this process can have no further thread or descriptor.
     pub fn of_disks(machine: Machine) -> Result<Self, Error> {
-        let disks_only = Some(DisksOnly::new(&machine)?);
-        let twin = Self::new(machine)?;
-        Ok(Self { disks_only, ..twin })
+        let mut twin = Self::new(machine)?;
+        twin.set_disks_only(true)?;
+        Ok(twin)
+    }
+
+    fn set_disks_only(&mut self, on: bool) -> Result<(), Error> {
+        self.disks_only = match on {
+            true => Some(DisksOnly::new(&self.machine, self.dirty_log.signal()?)?),
+            false => None,
+        };
+        Ok(())
     }
 
     /// The machine inside.
@@ -247,6 +255,10 @@ impl Replicated for Twin {
         }
     }
 
+    fn replicate_all(&mut self, all: bool) -> Result<(), MachineError> {
+        self.set_disks_only(!all).map_err(failed)
+    }
+
     fn boot(&mut self) -> Result<(), MachineError> {
         // This twin may have been a standby before.
         self.disks.take()?;
@@ -295,10 +307,7 @@ impl Replicated for Twin {
     }
 
     fn tracking_switched(&self) -> RawFd {
-        match &self.disks_only {
-            None => self.dirty_log.switched(),
-            Some(only) => only.recording(),
-        }
+        self.dirty_log.switched()
     }
 
     fn stop_tracking(&mut self) {
@@ -564,10 +573,7 @@ impl Replicated for Twin {
     }
 
     fn output_waiting(&self) -> RawFd {
-        match &self.disks_only {
-            None => self.machine.gate().waiting().as_raw_fd(),
-            Some(only) => only.waiting(),
-        }
+        self.machine.gate().waiting().as_raw_fd()
     }
 
     fn exited(&self) -> RawFd {

@@ -57,6 +57,11 @@ impl Solo {
         }
     }
 
+    /// No question is open.
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.doubt && !self.renewing
+    }
+
     pub(crate) fn settled(&self) -> bool {
         !self.doubt
     }

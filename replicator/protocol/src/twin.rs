@@ -1,5 +1,7 @@
 //! One twin: takes inputs, gives actions.
 
+use std::time::Duration;
+
 use crate::bug::Bug;
 use crate::config::Config;
 use crate::context::Context;
@@ -36,6 +38,17 @@ impl Twin {
             cx,
             state: State::Starting(Starting::new()),
         }
+    }
+
+    /// Whether the guest runs alone here and nothing is under way, so that its level of protection can change.
+    pub fn runs_alone(&self) -> bool {
+        matches!(&self.state, State::Solo(solo) if solo.is_quiet())
+    }
+
+    /// Replicates all of the guest from now on, or with a lease only its disks. To be called while
+    /// [it runs alone](Self::runs_alone): then nobody relies on the level that it had.
+    pub fn set_lease(&mut self, lease: Option<Duration>) {
+        self.cx.config.lease = lease;
     }
 
     /// Takes in what happened. All actions that follow must be done before the next input.

@@ -228,3 +228,25 @@ fn without_an_arbiter_a_guest_goes_on_when_its_standby_is_back() {
     assert!(bench.pass(LEASE).contains(&Action::StopGuest));
     assert!(fill(&mut bench).contains(&Action::ContinueGuest));
 }
+
+#[test]
+fn a_level_changes_while_the_guest_runs_alone() {
+    let mut bench = primary();
+    assert!(!bench.twin.runs_alone(), "its standby relies on it");
+    bench.give(Input::LinkDown);
+    assert!(!bench.twin.runs_alone(), "a question is open");
+    bench.give(Input::Arbiter(Answer::Won));
+    assert!(bench.twin.runs_alone());
+    bench.twin.set_lease(None);
+    // The next standby gets all of the guest, and its epochs lend no time.
+    bench.give(Input::LinkUp);
+    bench.hear(0, 0, Message::Hello(Status::Cold));
+    bench.give(Input::RoundSent);
+    bench.give(Input::Harvested(0));
+    let epoch = 1;
+    bench.give(Input::Captured { epoch, idle: true });
+    let done = bench.hear(2, 1, Message::Ack);
+    assert_eq!(bench.role(), Role::Naming);
+    let lent = |action: &Action| matches!(action, Action::Lease(_));
+    assert!(!done.iter().any(lent), "{done:?}");
+}

@@ -1,12 +1,14 @@
 //! Answers to the operator.
 
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use evertwin_protocol::{Command, End, Input, Record, Report, Role};
 
 use super::Driver;
-use crate::config::Error;
+use crate::config::{Error, LEASES};
 use crate::control::{Asked, NotDone, Outcome, TwinStatus};
+use crate::machine::Identity;
 use crate::ring::Op;
 use crate::wire::{HAND_OVER, VERSION};
 
@@ -25,6 +27,7 @@ impl Driver<'_> {
                 Asked::Status(reply) => drop(reply.send(self.status())),
                 Asked::Command(command, reply) => self.obey(command, reply)?,
                 Asked::Scrub(memory, reply) => drop(reply.send(self.begin_scrub(memory))),
+                Asked::Level(lease, reply) => drop(reply.send(self.change_level(lease)?)),
             }
         }
         self.arm_control().map_err(Error::Ring)
@@ -89,6 +92,31 @@ impl Driver<'_> {
         if let Some(pending) = self.pending.take() {
             let _ = pending.reply.send(outcome);
         }
+    }
+
+    /// The guest is to be replicated as a whole, or with a lease only its disks, from the next sync on.
+    fn change_level(&mut self, lease: Option<Duration>) -> Result<Outcome, Error> {
+        if lease.is_some_and(|lease| !LEASES.contains(&lease)) {
+            return Ok(Err(NotDone::BadLease));
+        }
+        if !self.twin.runs_alone() {
+            return Ok(Err(NotDone::NotAlone));
+        }
+        // A peer of the other level that has just come was refused, or comes to be.
+        self.lose_link("the level of protection changes");
+        self.machine.replicate_all(lease.is_none())?;
+        self.config.lease = lease;
+        self.twin.set_lease(lease);
+        self.identity = Identity {
+            lease,
+            ..self.machine.identity()
+        };
+        self.drain()?;
+        tracing::info!(
+            protection = self.protection(),
+            "the level of protection is another one from now on"
+        );
+        Ok(Ok(self.twin.generation()))
     }
 
     /// What is replicated, in the configuration's words.

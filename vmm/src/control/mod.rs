@@ -23,6 +23,11 @@ pub enum Request {
     Promote,
     /// End, without harm to the guest.
     Leave,
+    /// Replicate all of the guest from the next sync on, or only its disks.
+    Level {
+        /// For its disks alone: how long the guest may run on the standby's last word, in milliseconds.
+        lease_ms: Option<u64>,
+    },
     /// Compare both twins' disks.
     Scrub {
         /// And their memories.

@@ -6,9 +6,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use evertwin_replicator::control::{Command, Controller};
+use evertwin_replicator::control::{Command, Controller, Outcome};
 
 use super::{Reply, Request, VmStatus};
 
@@ -27,14 +27,26 @@ const COMMAND: Duration = Duration::from_secs(60);
 /// How long a client may take to ask, and to read its answer.
 const CLIENT: Duration = Duration::from_secs(5);
 
+/// How long the end of a twin waits for the last answers to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A socket that goes when this does.
 #[derive(Debug)]
-pub struct Serving(PathBuf);
+pub struct Serving {
+    path: PathBuf,
+    /// Connections that are being served.
+    open: Arc<AtomicUsize>,
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
         // Another twin may have cleared it away.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
+        // Who asked this twin to leave is to hear that it did.
+        let until = Instant::now() + LAST_WORDS;
+        while self.open.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -46,14 +58,17 @@ impl Drop for Serving {
 pub fn serve(path: &Path, vm: &str, controller: Controller) -> io::Result<Serving> {
     let listener = bind(path)?;
     let vm = Arc::<str>::from(vm);
-    let serving = Serving(path.to_owned());
+    let open = Arc::new(AtomicUsize::new(0));
+    let serving = Serving {
+        path: path.to_owned(),
+        open: Arc::clone(&open),
+    };
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
-            let open = Arc::new(AtomicUsize::new(0));
             for stream in listener.incoming().flatten() {
-                if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-                    open.fetch_sub(1, Ordering::Relaxed);
+                if open.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+                    open.fetch_sub(1, Ordering::AcqRel);
                     continue;
                 }
                 let (vm, controller, counted) =
@@ -64,10 +79,10 @@ pub fn serve(path: &Path, vm: &str, controller: Controller) -> io::Result<Servin
                         if let Err(error) = converse(&stream, &vm, &controller) {
                             tracing::debug!(%error, "a control connection ended early");
                         }
-                        counted.fetch_sub(1, Ordering::Relaxed);
+                        counted.fetch_sub(1, Ordering::AcqRel);
                     });
                 if spawned.is_err() {
-                    open.fetch_sub(1, Ordering::Relaxed);
+                    open.fetch_sub(1, Ordering::AcqRel);
                 }
             }
         })?;
@@ -126,6 +141,9 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
         Request::Switchover => Command::Switchover,
         Request::Promote => Command::Promote,
         Request::Leave => Command::Leave,
+        Request::Level { lease_ms } => {
+            return done(controller.level(lease_ms.map(Duration::from_millis), STATUS));
+        }
         Request::Scrub { memory } => {
             return match controller.scrub(memory, STATUS) {
                 Ok(number) => Reply::Scrubbing { number },
@@ -140,7 +158,11 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
             };
         }
     };
-    match controller.command(command, COMMAND) {
+    done(controller.command(command, COMMAND))
+}
+
+fn done(outcome: Outcome) -> Reply {
+    match outcome {
         Ok(generation) => Reply::Done { generation },
         Err(why) => Reply::Error(why.to_string()),
     }

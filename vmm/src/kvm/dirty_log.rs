@@ -10,6 +10,7 @@ use kvm_bindings::{
     kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_enable_cap,
 };
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
@@ -83,6 +84,14 @@ impl DirtyLog {
     /// A descriptor that becomes readable when all that was begun is done.
     pub fn switched(&self) -> RawFd {
         self.switch.switched()
+    }
+
+    /// Makes [`switched`](Self::switched) readable for another reason.
+    ///
+    /// # Errors
+    /// This process can have no further descriptor.
+    pub fn signal(&self) -> Result<EventFd, KvmError> {
+        self.switch.signal()
     }
 
     /// Waits until the log is on, with every page clean. Whoever calls this reads all pages

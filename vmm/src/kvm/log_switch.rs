@@ -75,6 +75,10 @@ impl LogSwitch {
         self.switched.as_raw_fd()
     }
 
+    pub(super) fn signal(&self) -> Result<EventFd, KvmError> {
+        self.switched.try_clone().map_err(KvmError::call("dup"))
+    }
+
     /// Waits for all that was begun, and gives the result of the last.
     pub(super) fn finish(&mut self) -> Result<(), KvmError> {
         let mut last = Ok(());

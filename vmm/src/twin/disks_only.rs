@@ -4,10 +4,8 @@
 //! the VM but what the guest is told: that a write is done. So a write that the guest knows of is
 //! on both hosts, and it stands still for no epoch.
 
-use std::os::fd::{AsRawFd, RawFd};
-
 use evertwin_replicator::machine::{Capture, Identity, MachineError};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Disks, Machine, disks, from_device, lock};
 use crate::machine::Error;
@@ -18,34 +16,21 @@ const NO_STATE: &[u8] = b"disks only";
 /// Replicates the disks of a machine.
 #[derive(Debug)]
 pub(super) struct DisksOnly {
-    /// Written when an answer to the guest starts to wait for its epoch's end.
-    waiting: EventFd,
     /// Written when writes are recorded.
     recording: EventFd,
 }
 
 impl DisksOnly {
-    pub(super) fn new(machine: &Machine) -> Result<Self, Error> {
+    /// `recording` is written when writes are recorded. An answer that waits is told like output that does.
+    pub(super) fn new(machine: &Machine, recording: EventFd) -> Result<Self, Error> {
         let none_left = |error| Error::Device(format!("no descriptor is left: {error}"));
-        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(none_left);
-        let waiting = event()?;
         for device in machine.devices() {
             if let Some(disk) = lock(device).disk() {
-                disk.set_answer_event(waiting.try_clone().map_err(none_left)?);
+                let waiting = machine.gate().waiting().try_clone();
+                disk.set_answer_event(waiting.map_err(none_left)?);
             }
         }
-        Ok(Self {
-            waiting,
-            recording: event()?,
-        })
-    }
-
-    pub(super) fn waiting(&self) -> RawFd {
-        self.waiting.as_raw_fd()
-    }
-
-    pub(super) fn recording(&self) -> RawFd {
-        self.recording.as_raw_fd()
+        Ok(Self { recording })
     }
 
     /// Both hosts need the same disks, and nothing else of each other.

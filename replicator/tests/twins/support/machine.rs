@@ -302,6 +302,10 @@ impl Machine for FakeVm {
         self.0.lock().identity.clone()
     }
 
+    fn replicate_all(&mut self, _all: bool) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn boot(&mut self) -> Result<(), MachineError> {
         self.0.lock().running = true;
         Ok(())
