@@ -105,6 +105,27 @@ impl Stage {
         .unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Waits until two images hold the same, block by block: once the guest is quiet, and the last epoch is applied.
+    ///
+    /// # Panics
+    /// If they don't come to that in time.
+    pub fn await_same_images(&self, images: [&str; 2]) {
+        let until = Instant::now() + STEP;
+        loop {
+            let [a, b] = images.map(|image| {
+                let path = self.lab.path(image);
+                std::fs::read(path).unwrap_or_else(|error| panic!("{image}: {error}"))
+            });
+            let mut blocks = a.chunks(4096).zip(b.chunks(4096));
+            let Some(block) = blocks.position(|(a, b)| a != b) else {
+                assert_eq!(a.len(), b.len());
+                return;
+            };
+            assert!(Instant::now() < until, "4 KiB block {block} differs");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What a twin says that it is doing, in one word; nothing if it does not answer.
     #[must_use]
     pub fn role(&self, node: Node) -> Option<String> {

@@ -64,17 +64,6 @@ fn told(load: Load) -> u64 {
     load.progress().acked
 }
 
-/// Waits until both images hold the same.
-fn await_equal_images(stage: &Stage) {
-    let images: [PathBuf; 2] = ["disk-a.img", "disk-b.img"].map(|name| stage.lab.path(name));
-    let read = |image: &PathBuf| std::fs::read(image).unwrap();
-    let until = Instant::now() + STEP;
-    while read(&images[0]) != read(&images[1]) {
-        assert!(Instant::now() < until, "the images differ");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn a_killed_primarys_guest_boots_elsewhere_with_all_it_was_told_is_written() {
     let mut random = seed::generator();
@@ -97,7 +86,7 @@ fn a_killed_primarys_guest_boots_elsewhere_with_all_it_was_told_is_written() {
         let load = stage.load(LoadOptions::default());
         wait_for_more(&load, 200);
         let acked = told(load);
-        await_equal_images(&stage);
+        stage.await_same_images(["disk-a.img", "disk-b.img"]);
         stage.twin(Node::B).kill();
         stage.wait_for(Node::A, "promoted");
         demand_known(&mut stage, Node::A, acked);
@@ -141,7 +130,7 @@ fn a_frozen_primary_never_speaks_again() {
     stage.lab.redis(&["SET", "key", "kept"]);
     stage.pair.start(Node::A).unwrap();
     stage.wait_for(Node::A, "standby ready");
-    await_equal_images(&stage);
+    stage.await_same_images(["disk-a.img", "disk-b.img"]);
     assert_eq!(stage.lab.redis(&["GET", "key"]), "kept");
 }
 

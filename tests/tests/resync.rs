@@ -56,20 +56,9 @@ fn copy_by(stage: &mut Stage, from: Node) -> (String, u64, Option<String>) {
     (text("copy").unwrap(), bytes, text("why"))
 }
 
-/// Both images, block by block, once the guest is quiet and the last epoch is applied.
+/// Both images, once the guest is quiet and the last epoch is applied.
 fn assert_same_disks(stage: &Stage) {
-    let read = |node| std::fs::read(stage.lab.path(&image(node))).unwrap();
-    let until = Instant::now() + STEP;
-    loop {
-        let (a, b) = (read(Node::A), read(Node::B));
-        let mut blocks = a.chunks(4096).zip(b.chunks(4096));
-        let Some(block) = blocks.position(|(a, b)| a != b) else {
-            assert_eq!(a.len(), b.len());
-            return;
-        };
-        assert!(Instant::now() < until, "4 KiB block {block} differs");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    stage.await_same_images([Node::A, Node::B].map(image).each_ref().map(String::as_str));
 }
 
 /// Writes through the guest until so many more are acknowledged.

@@ -87,21 +87,6 @@ fn rot(stage: &Stage, image: &str, offset: u64) {
     file.write_all_at(&bytes.map(|byte| !byte), offset).unwrap();
 }
 
-/// Both images hold the same once the guest is quiet.
-fn assert_same(stage: &Stage, images: [&str; 2]) {
-    let until = Instant::now() + STEP;
-    loop {
-        let [a, b] = images.map(|image| std::fs::read(stage.lab.path(image)).unwrap());
-        let mut blocks = a.chunks(4096).zip(b.chunks(4096));
-        let Some(block) = blocks.position(|(a, b)| a != b) else {
-            assert_eq!(a.len(), b.len());
-            return;
-        };
-        assert!(Instant::now() < until, "4 KiB block {block} differs");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// What a twin refuses, and why.
 fn assert_refused(stage: &Stage, node: Node, why: &str) {
     let output = stage.operate(node, &["scrub"]);
@@ -132,7 +117,7 @@ fn what_rots_at_the_standby_is_found_and_repaired() {
         Node::A,
         "64 KiB of the standby's disk differ from this one's: they are sent again",
     );
-    assert_same(&stage, ["disk-a.img", "disk-b.img"]);
+    stage.await_same_images(["disk-a.img", "disk-b.img"]);
     assert_eq!(scrub(&stage).differences, 0);
     let status = stage.operate(Node::A, &["status"]);
     let said = String::from_utf8_lossy(&status.stdout);
@@ -201,8 +186,8 @@ fn each_disk_is_compared() {
     let found = scrub(&stage);
     assert_eq!(found.bytes, DISK + 3 * BLOCK + 512);
     assert_eq!((found.differences, found.repaired), (2, 2));
-    assert_same(&stage, ["disk-a.img", "disk-b.img"]);
-    assert_same(&stage, ["disk2-a.img", "disk2-b.img"]);
+    stage.await_same_images(["disk-a.img", "disk-b.img"]);
+    stage.await_same_images(["disk2-a.img", "disk2-b.img"]);
 }
 
 #[test]
@@ -214,7 +199,7 @@ fn disks_are_compared_where_nothing_else_is_replicated() {
     rot(&stage, "disk-b.img", 40 * MIB + 8192);
     let found = scrub(&stage);
     assert_eq!((found.differences, found.repaired), (1, 1));
-    assert_same(&stage, ["disk-a.img", "disk-b.img"]);
+    stage.await_same_images(["disk-a.img", "disk-b.img"]);
     let output = stage.operate(Node::A, &["scrub", "--memory"]);
     let said = String::from_utf8_lossy(&output.stderr);
     let refused = output.status.code() == Some(1) && said.contains("leave --memory out");
