@@ -34,9 +34,8 @@ impl Lapsing {
             How::Promote => Bug::WinnerBootsAtOnce,
         };
         match cx.config.lease {
-            // The first generation has nobody before it. Without an arbiter the operator
-            // vouches for that.
-            Some(lease) if generation > 1 && cx.config.arbiter && !cx.config.has(forgets) => {
+            // The first generation has nobody before it.
+            Some(lease) if generation > 1 && !cx.config.has(forgets) => {
                 let wait = lease_wait(lease);
                 cx.report(Report::Lapsing(wait));
                 State::Lapsing(Self {
@@ -45,8 +44,24 @@ impl Lapsing {
                     until: cx.now + wait,
                 })
             }
-            _ => run(cx, how, generation),
+            _ => Self::run(cx, how, generation),
         }
+    }
+
+    /// Runs it now: nobody else does, for the time is over or the operator says so.
+    pub(crate) fn run(cx: &mut Context, how: How, generation: u64) -> State {
+        cx.act(Action::OpenOutput);
+        match how {
+            How::Boot => {
+                cx.act(Action::Boot);
+                cx.report(Report::GuestRunning(generation));
+            }
+            How::Promote => {
+                cx.act(Action::Promote);
+                cx.report(Report::Promoted(generation));
+            }
+        }
+        Solo::enter(cx, Right::new(generation))
     }
 
     pub(crate) fn deadline(&self) -> Time {
@@ -55,23 +70,8 @@ impl Lapsing {
 
     pub(crate) fn step(self, cx: &mut Context, event: Event) -> State {
         match event {
-            Event::Tick if self.until <= cx.now => run(cx, self.how, self.generation),
+            Event::Tick if self.until <= cx.now => Self::run(cx, self.how, self.generation),
             _ => State::Lapsing(self),
         }
     }
-}
-
-fn run(cx: &mut Context, how: How, generation: u64) -> State {
-    cx.act(Action::OpenOutput);
-    match how {
-        How::Boot => {
-            cx.act(Action::Boot);
-            cx.report(Report::GuestRunning(generation));
-        }
-        How::Promote => {
-            cx.act(Action::Promote);
-            cx.report(Report::Promoted(generation));
-        }
-    }
-    Solo::enter(cx, Right::new(generation))
 }

@@ -1,11 +1,10 @@
 //! Following a primary, and taking over from it.
 
 use crate::bug::Bug;
-use crate::context::{Context, Right};
+use crate::context::Context;
 use crate::event::{Action, Command, Envelope, Message, Refusal, Report, Role, Status};
 use crate::lapsing::{How, Lapsing};
 use crate::record::{Answer, Record, Request};
-use crate::solo::Solo;
 use crate::starting::Starting;
 use crate::state::{Event, Loss, State, out_of_place, peer_guest_ended};
 use crate::takeover::TakingOver;
@@ -60,20 +59,26 @@ impl Standby {
             Held::Epoch { .. } if cx.config.arbiter => Refusal::ArbiterDecides,
             // Epochs may be missing that were released: the primary was never gated on it.
             Held::Epoch { named: false, .. } => Refusal::NothingHeld,
-            Held::Epoch { .. } => return Self::without_arbiter(cx),
+            Held::Epoch { .. } => {
+                let generation = Self::take_right(cx);
+                return Lapsing::run(cx, How::Promote, generation);
+            }
         };
         cx.refuse(Command::Promote, refusal);
         State::Standby(self)
     }
 
-    /// The primary is known to be dead.
-    fn without_arbiter(cx: &mut Context) -> State {
+    /// Without an arbiter: the right is this twin's. Returns its generation.
+    fn take_right(cx: &mut Context) -> u64 {
         let generation = cx.generation.saturating_add(1);
         cx.note(Record::solo(generation, cx.config.node));
-        cx.act(Action::OpenOutput);
-        cx.act(Action::Promote);
-        cx.report(Report::Promoted(generation));
-        Solo::enter(cx, Right::new(generation))
+        generation
+    }
+
+    /// The primary has said itself that its guest does not run any more. Its word may be late: it may run it again.
+    fn without_arbiter(cx: &mut Context) -> State {
+        let generation = Self::take_right(cx);
+        Lapsing::begin(cx, How::Promote, generation)
     }
 
     pub(crate) fn role(&self) -> Role {

@@ -47,7 +47,8 @@ impl Starting {
             _ if cx.config.arbiter => cx.refuse(Command::Promote, Refusal::ArbiterDecides),
             _ if cx.link.has_greeted() => cx.refuse(Command::Promote, Refusal::PeerIsThere),
             Phase::Waiting(Some(record)) if record.releaser == cx.config.node => {
-                return claim(cx, Some(record));
+                let generation = note_claim(cx, Some(record)).generation;
+                return Lapsing::run(cx, How::Boot, generation);
             }
             // The disks of a standby without its epoch are of no use.
             _ => cx.refuse(Command::Promote, Refusal::NothingHeld),
@@ -180,14 +181,26 @@ fn peer_waits(cx: &Context) -> bool {
 
 /// Nothing runs before the claim is durable: a guest writes to its disk from the start (I2).
 fn claim(cx: &mut Context, expected: Option<Record>) -> State {
-    let generation = expected.map_or(1, |record| record.generation.saturating_add(1));
-    let new = Record::solo(generation, cx.config.node);
     if !cx.config.arbiter {
-        cx.note(new);
+        let generation = note_claim(cx, expected).generation;
         return boot(cx, generation);
     }
+    let new = claim_after(cx, expected);
     cx.ask(Request::Swap { expected, new });
     State::Starting(Starting(Phase::Claiming(new)))
+}
+
+/// The record to have after this one.
+fn claim_after(cx: &Context, before: Option<Record>) -> Record {
+    let generation = before.map_or(1, |record| record.generation.saturating_add(1));
+    Record::solo(generation, cx.config.node)
+}
+
+/// Without an arbiter: has it, durably.
+fn note_claim(cx: &mut Context, before: Option<Record>) -> Record {
+    let new = claim_after(cx, before);
+    cx.note(new);
+    new
 }
 
 fn boot(cx: &mut Context, generation: u64) -> State {

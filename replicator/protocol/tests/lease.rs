@@ -205,6 +205,21 @@ fn without_an_arbiter_the_operator_vouches_that_nobody_runs() {
 }
 
 #[test]
+fn without_an_arbiter_the_word_of_a_primary_may_be_late() {
+    let mut bench = Bench::leased_by_hand("b", LEASE).sync(false);
+    bench.hear(1, 0, Message::Named);
+    bench.give(Input::LinkDown);
+    bench.give(Input::LinkUp);
+    // It was started anew and waits, it says, and perhaps it runs the guest again by now.
+    let done = bench.hear(1, 0, Message::Hello(Status::Cold));
+    assert!(done.contains(&Action::Note(Record::solo(2, node("b")))));
+    assert!(!done.contains(&Action::Promote), "{done:?}");
+    assert_eq!(bench.role(), Role::Lapsing);
+    assert!(!bench.pass(LEASE).contains(&Action::Promote));
+    assert!(bench.pass(LEASE / 8).contains(&Action::Promote));
+}
+
+#[test]
 fn without_an_arbiter_a_guest_goes_on_when_its_standby_is_back() {
     let mut bench = Bench::leased_by_hand("a", LEASE);
     bench.give(Input::Start);

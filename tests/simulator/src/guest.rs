@@ -189,8 +189,8 @@ impl World<'_> {
             return;
         };
         let machine = &process.machine;
-        // One that stands still itself can't stop its guest, but keeps it from speaking.
-        let silent = other.paused_until > self.now && !machine.may_speak(other.time(self.now));
+        // One that stands still itself, or comes back at this very instant, can't stop its guest, but keeps it from speaking.
+        let silent = other.paused_until >= self.now && !machine.may_speak(other.time(self.now));
         let verdict = demand(
             !machine.running || machine.stopped || silent,
             Invariant::OneGuest,

@@ -343,7 +343,7 @@ impl<'a> World<'a> {
             place.lose_epoch = false;
             place.capture_fails = 0;
             place.tracking_fails = false;
-            place.paused_until = 0;
+            place.paused_until = place.paused_until.min(self.now);
             place.guest_paused_until = 0;
             self.queue.push(self.now, Event::Resume { host });
             self.queue.push(self.now, Event::Start { host });
