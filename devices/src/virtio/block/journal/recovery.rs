@@ -197,6 +197,11 @@ fn repeat_all(
     disks: &[JournaledDisk],
     mut repeat: impl FnMut(&[DiskWrite]) -> io::Result<()>,
 ) -> io::Result<u64> {
+    // What is repeated changes the images, which those who trusted them may know.
+    let mut records = Vec::new();
+    for disk in disks {
+        records.extend(mirror::trusting(&disk.image, &disk.path, disk.is_device)?);
+    }
     let mut epochs = 0;
     for chain in chains {
         for (at, head) in &chain.entries {
@@ -208,8 +213,6 @@ fn repeat_all(
         }
     }
     flush(disks)?;
-    for disk in disks {
-        mirror::stamp_record(&disk.path, disk.is_device)?;
-    }
+    records.iter().try_for_each(stamp)?;
     Ok(epochs)
 }

@@ -274,31 +274,33 @@ fn an_orderly_end_leaves_nothing_to_repeat() {
     assert_eq!(standby.recover().unwrap(), Recovery::Nothing);
 }
 
-#[test]
-fn what_a_delta_copy_relies_on_outlives_a_recovery() {
+/// A recovery, given how long ago the record had word of the image; whether it has newer word after that.
+fn record_is_stamped(seconds: u64) -> bool {
     let directory = images(1);
     let event = || vmm_sys_util::eventfd::EventFd::new(0).unwrap();
     let mut standby = run(&directory, 1);
     standby.blocks[0].open_mirror(VM, event()).unwrap();
     let mut journal = standby.journal();
     journal.append(&[vec![bytes(0, 0, 1, 512)]]).unwrap();
+    let disks = standby.disks();
     // It dies: nothing is closed.
     std::mem::forget(std::mem::take(&mut standby.blocks));
-    let image = path(&directory, 0);
-    let record = format!("{}.mirror", image.display());
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(4);
+    let record = format!("{}.mirror", path(&directory, 0).display());
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
     File::open(&record).unwrap().set_modified(old).unwrap();
-    let disks = vec![JournaledDisk {
-        number: 0,
-        id: ImageId::of(&File::open(&image).unwrap(), SIZE).unwrap(),
-        image: OpenOptions::new().write(true).open(&image).unwrap(),
-        copy_mark: Arc::new(CopyMark::of(&image, &File::open(&image).unwrap(), false).unwrap()),
-        path: image,
-        is_device: false,
-    }];
     recover(VM, &disks, |_| Ok(())).unwrap();
     let stamped = File::open(&record).unwrap().metadata().unwrap();
-    assert!(stamped.modified().unwrap() > old);
+    stamped.modified().unwrap() > old
+}
+
+#[test]
+fn what_a_delta_copy_relies_on_outlives_a_recovery() {
+    assert!(record_is_stamped(3));
+}
+
+#[test]
+fn a_recovery_does_not_hide_that_somebody_else_wrote_to_a_disk() {
+    assert!(!record_is_stamped(60));
 }
 
 /// As the reference: encoded, then decoded by the rules in the module's words.

@@ -149,15 +149,16 @@ pub(super) fn path_of(image: &DiskImage) -> PathBuf {
     beside::place(image.path(), image.is_device(), SUFFIX)
 }
 
-/// Leaves word that the image at this path was written to by who may, if there is a record of it.
-pub(super) fn stamp_record(image: &Path, is_device: bool) -> io::Result<()> {
-    let path = beside::place(image, is_device, SUFFIX);
-    let stamped = match OpenOptions::new().write(true).open(&path) {
-        Ok(file) => image_id::stamp(&file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+/// The record of the image at this path, for [`image_id::stamp`], if nobody has written to the image behind its back.
+pub(super) fn trusting(image: &File, path: &Path, is_device: bool) -> io::Result<Option<File>> {
+    let path = beside::place(path, is_device, SUFFIX);
+    let record = match OpenOptions::new().write(true).open(&path) {
+        Ok(record) => record,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(named(&path, error)),
     };
-    stamped.map_err(|error| named(&path, error))
+    let newer = image_id::is_newer(image, &record)?;
+    Ok((!newer).then_some(record))
 }
 
 /// Makes sure that nobody trusts what was known of an image: it is about to be written to without a mirror.
