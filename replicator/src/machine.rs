@@ -369,7 +369,7 @@ pub trait Machine: Scrubbed + Send {
     fn take_disk_failure(&mut self) -> Option<String>;
 
     /// An eventfd, written when there may be something for [`Machine::take_reached_point`], [`Machine::copies_begun`],
-    /// [`Machine::check_disks`], [`Machine::take_disk_failure`] or [`Scrubbed`]. The replicator polls it and reads it.
+    /// [`Machine::check_repeated`], [`Machine::take_disk_failure`] or [`Scrubbed`]. The replicator polls it and reads it.
     fn disks_changed(&self) -> RawFd;
 
     /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.
@@ -385,7 +385,7 @@ pub trait Machine: Scrubbed + Send {
     ///
     /// # Errors
     /// As [`Machine::write_disks`].
-    fn check_disks(&self) -> Result<(), MachineError>;
+    fn check_repeated(&self) -> Result<(), MachineError>;
 
     /// Standby: fills the given pages with zeroes. Worth its own implementation where a
     /// page that was never touched can be left untouched.

@@ -512,7 +512,7 @@ impl Replicated for Twin {
             .fill(writes.iter().map(to_device_write).collect())
     }
 
-    fn check_disks(&self) -> Result<(), MachineError> {
+    fn check_repeated(&self) -> Result<(), MachineError> {
         self.disks.check()
     }
 

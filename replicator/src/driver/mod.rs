@@ -280,7 +280,7 @@ impl<'a> Driver<'a> {
             }
             Op::Disks => {
                 self.drain_and_poll(self.disks_changed, Op::Disks)?;
-                self.machine.check_disks()?;
+                self.machine.check_repeated()?;
                 self.tell_begun()?;
                 self.tell_reached();
                 self.look_for_failure();

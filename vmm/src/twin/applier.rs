@@ -296,7 +296,7 @@ impl Worker {
         fail::fail_point!("journal::skip", |_| {
             epochs
                 .iter()
-                .try_for_each(|writes| self.write_halves(writes))
+                .try_for_each(|writes| self.write_epoch(writes))
         });
         let journal = match &mut self.journal {
             Some(journal) => journal,
@@ -305,11 +305,11 @@ impl Worker {
         journal.append(epochs)?;
         epochs
             .iter()
-            .try_for_each(|writes| self.write_halves(writes))
+            .try_for_each(|writes| self.write_epoch(writes))
     }
 
-    /// Repeats an epoch's writes on the disks.
-    fn write_halves(&self, writes: &[DiskWrite]) -> io::Result<()> {
+    /// Repeats an epoch's writes on the disks, with a point to crash half way through them.
+    fn write_epoch(&self, writes: &[DiskWrite]) -> io::Result<()> {
         let (first, second) = writes.split_at(writes.len() / 2);
         self.write(first)?;
         crash_point("epoch::half_written");

@@ -547,7 +547,7 @@ impl Machine for FakeVm {
         Ok(())
     }
 
-    fn check_disks(&self) -> Result<(), MachineError> {
+    fn check_repeated(&self) -> Result<(), MachineError> {
         Ok(())
     }
 

@@ -100,3 +100,11 @@ pub(super) fn demand_success(process: &RemoteProcess) -> Result<(), LabError> {
     );
     Ok(())
 }
+
+/// A command for the guest: fio writes every block of a file of so many MiB once, at random, and reads all of them back.
+pub(super) fn verified_writes(mib: u32) -> String {
+    format!(
+        "echo begins; fio --name=lab --filename=/var/tmp/fio --size={mib}m --bs=4k --rw=randwrite --direct=1 \
+         --ioengine=libaio --iodepth=8 --rate_iops=100 --verify=crc32c --verify_fatal=1 --do_verify=1"
+    )
+}

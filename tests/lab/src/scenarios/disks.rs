@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::debian::{demand_success, run_in_guest, start_in_guest, start_protected};
+use super::debian::{
+    demand_success, run_in_guest, start_in_guest, start_protected, verified_writes,
+};
 use super::pico::under_load;
 use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
@@ -107,16 +109,13 @@ const BLOWS: [Blow; 5] = [
     Blow::KillPrimary,
 ];
 
-/// Writes every block once, at random, and reads all of them back.
-const FIO: &str = "echo begins; fio --name=lab --filename=/var/tmp/fio --size=8m --bs=4k --rw=randwrite --direct=1 \
-     --ioengine=libaio --iodepth=8 --rate_iops=100 --verify=crc32c --verify_fatal=1 --do_verify=1 && sync";
-
 /// fio finds every block right whatever happens to a twin, and both disks are the same after each blow.
 pub(super) fn fio_torture(lab: &mut Lab) -> Result<(), LabError> {
     let mut twins = start_protected(lab, "sshd", 1)?;
     let (mut primary, mut standby) = (A, B);
+    let writes = verified_writes(8) + " && sync";
     for (number, blow) in BLOWS.into_iter().enumerate() {
-        let fio = start_in_guest(lab, &format!("fio-{number}"), FIO)?;
+        let fio = start_in_guest(lab, &format!("fio-{number}"), &writes)?;
         fio.await_output(0, "begins")?;
         std::thread::sleep(Duration::from_secs(5));
         demand!(fio.ended().is_none(), "fio was done before {blow:?}");

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::debian::{READY, demand_success, run_in_guest, start_in_guest, start_protected};
+use super::debian::{
+    READY, demand_success, run_in_guest, start_in_guest, start_protected, verified_writes,
+};
 use crate::error::{LabError, demand};
 use crate::host::{Ended, RemoteProcess};
 use crate::lab::{HostName, Lab};
@@ -157,13 +159,7 @@ fn await_lines(client: &RemoteProcess, more: usize) -> Result<(), LabError> {
 
 pub(super) fn fio(lab: &mut Lab) -> Result<(), LabError> {
     let twins = start_protected(lab, "sshd", 1)?;
-    // Writes every block once, at random, and reads all of them back.
-    let fio = start_in_guest(
-        lab,
-        "fio",
-        "echo begins; fio --name=lab --filename=/var/tmp/fio --size=16m --bs=4k --rw=randwrite --direct=1 \
-         --ioengine=libaio --iodepth=8 --rate_iops=100 --verify=crc32c --verify_fatal=1 --do_verify=1",
-    )?;
+    let fio = start_in_guest(lab, "fio", &verified_writes(16))?;
     fio.await_output(0, "begins")?;
     std::thread::sleep(Duration::from_secs(15));
     demand!(fio.ended().is_none(), "fio was done before the power cut");

@@ -149,9 +149,8 @@ impl Journal {
     /// # Errors
     /// The files can't be written, or the disks not be flushed.
     pub fn append(&mut self, epochs: &[Vec<DiskWrite>]) -> io::Result<()> {
-        let path = self.path.clone();
         self.append_unnamed(epochs)
-            .map_err(|error| named(&path, error))
+            .map_err(|error| named(&self.path, error))
     }
 
     fn append_unnamed(&mut self, epochs: &[Vec<DiskWrite>]) -> io::Result<()> {
@@ -186,8 +185,7 @@ impl Journal {
         if self.sequence == 0 {
             return Ok(());
         }
-        let path = self.path.clone();
-        self.begin_life().map_err(|error| named(&path, error))
+        self.begin_life().map_err(|error| named(&self.path, error))
     }
 
     /// Makes all that was written to the disks durable, and forgets all entries.
