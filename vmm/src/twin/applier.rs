@@ -88,6 +88,7 @@ impl Applier {
             changed,
             shared: Arc::clone(&shared),
             journal: None,
+            journaled: Batch::default(),
         };
         let thread = std::thread::Builder::new().name("disk-apply".to_owned());
         let thread = thread.spawn(move || worker.run(&queue))?;
@@ -171,46 +172,78 @@ struct Worker {
     shared: Arc<Shared>,
     /// Made when the first epoch comes. It has nothing while an unfinished copy is filled or the guest runs here.
     journal: Option<Journal>,
+    /// What is in the journal already and on no disk yet.
+    journaled: Batch,
+}
+
+/// Epochs that go to the journal, and then to the disks, at once.
+#[derive(Debug, Default)]
+struct Batch {
+    epochs: Vec<Vec<DiskWrite>>,
+    /// What they take of the room for writes.
+    cost: usize,
+}
+
+impl Batch {
+    fn add(&mut self, writes: Vec<DiskWrite>) {
+        self.cost += writes.iter().map(cost_of).sum::<usize>();
+        self.epochs.push(writes);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.epochs.iter().all(Vec::is_empty)
+    }
 }
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Task>) {
         let mut next = None;
-        while let Some(task) = next.take().or_else(|| queue.recv().ok()) {
-            let mut done = cost(&task);
-            if self.shared.lock().failure.is_none() {
-                let result = match task {
-                    Task::Epoch(writes) => {
-                        let mut epochs = vec![writes];
-                        while done < MAX_BATCH {
-                            match queue.try_recv() {
-                                Ok(Task::Epoch(writes)) => {
-                                    done += writes.iter().map(cost_of).sum::<usize>();
-                                    epochs.push(writes);
-                                }
-                                other => {
-                                    next = other.ok();
-                                    break;
-                                }
-                            }
+        while let Some(task) = next.take().or_else(|| self.wait(queue)) {
+            let result = match task {
+                Task::Epoch(writes) => {
+                    let mut batch = Batch::default();
+                    batch.add(writes);
+                    while batch.cost < MAX_BATCH && next.is_none() {
+                        match queue.try_recv() {
+                            Ok(Task::Epoch(writes)) => batch.add(writes),
+                            Ok(task) => next = Some(task),
+                            Err(_) => break,
                         }
-                        self.apply(&epochs)
                     }
-                    task => self.work(task),
-                };
-                if let Err(error) = result {
-                    self.fail(&error);
+                    self.apply(batch)
                 }
+                task => self.work(task),
+            };
+            if let Err(error) = result {
+                self.fail(&error);
             }
-            self.shared.lock().waiting -= done;
-            self.shared.freed.notify_all();
         }
         if let Some(mut journal) = self.journal.take()
-            && self.shared.lock().failure.is_none()
+            && !self.has_failed()
             && let Err(error) = journal.close()
         {
             tracing::warn!(%error, "the journal of the disks is repeated at the next start");
         }
+    }
+
+    /// The next task. What is only in the journal goes to the disks as soon as there is none.
+    fn wait(&mut self, queue: &Receiver<Task>) -> Option<Task> {
+        if let Ok(task) = queue.try_recv() {
+            return Some(task);
+        }
+        if let Err(error) = self.write_journaled() {
+            self.fail(&error);
+        }
+        queue.recv().ok()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.shared.lock().failure.is_some()
+    }
+
+    fn free(&self, cost: usize) {
+        self.shared.lock().waiting -= cost;
+        self.shared.freed.notify_all();
     }
 
     fn fail(&self, error: &io::Error) {
@@ -219,7 +252,12 @@ impl Worker {
         let _ = self.changed.write(1);
     }
 
+    /// Does a task when all before it is done.
     fn work(&mut self, task: Task) -> io::Result<()> {
+        self.write_journaled()?;
+        if self.has_failed() {
+            return Ok(());
+        }
         match task {
             Task::Begin(from, tell) => {
                 let begun = self.begin(&from);
@@ -228,9 +266,17 @@ impl Worker {
                 let _ = self.changed.write(1);
                 Ok(())
             }
-            Task::Fill(writes) => self.write(&writes),
-            // In a batch, with those that wait behind it.
-            Task::Epoch(writes) => self.apply(&[writes]),
+            Task::Fill(writes) => {
+                let cost = writes.iter().map(cost_of).sum();
+                write(&self.devices, &writes)?;
+                self.free(cost);
+                Ok(())
+            }
+            Task::Epoch(writes) => {
+                let mut batch = Batch::default();
+                batch.add(writes);
+                self.apply(batch)
+            }
             Task::Finish => {
                 machine::finish_copies(&self.devices);
                 Ok(())
@@ -287,41 +333,67 @@ impl Worker {
             .try_for_each(|(device, from)| begin_copy(device, *from))
     }
 
-    /// Repeats epochs: first all of them in the journal, then on the disks.
-    fn apply(&mut self, epochs: &[Vec<DiskWrite>]) -> io::Result<()> {
-        if epochs.iter().all(Vec::is_empty) {
+    /// Repeats epochs: first all of them in the journal, then on the disks, which is left to be done while the next ones go to the journal.
+    fn apply(&mut self, batch: Batch) -> io::Result<()> {
+        if batch.is_empty() || self.has_failed() {
+            self.free(batch.cost);
             return Ok(());
         }
         // Breaks I3 on purpose: who dies in the middle of an epoch has half of it.
         fail::fail_point!("journal::skip", |_| {
-            epochs
-                .iter()
-                .try_for_each(|writes| self.write_epoch(writes))
+            self.journaled = batch;
+            self.write_journaled()
         });
+        if self.journal.as_ref().is_some_and(Journal::is_full) {
+            self.write_journaled()?;
+        }
+        let before = std::mem::replace(&mut self.journaled, batch);
         let journal = match &mut self.journal {
             Some(journal) => journal,
             none => none.insert(new_journal(&self.vm, &self.devices)?),
         };
-        journal.append(epochs)?;
-        epochs
-            .iter()
-            .try_for_each(|writes| self.write_epoch(writes))
+        let (epochs, devices) = (&self.journaled.epochs, &self.devices);
+        let done = match before.is_empty() {
+            true => journal.append(epochs),
+            false => std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().name("disk-journal".to_owned());
+                let appended = thread.spawn_scoped(scope, || journal.append(epochs))?;
+                let written = write_epochs(devices, &before.epochs);
+                let appended = appended.join();
+                written.and(appended.unwrap_or_else(|_| Err(io::Error::other("it has panicked"))))
+            }),
+        };
+        self.free(before.cost);
+        done
     }
 
-    /// Repeats an epoch's writes on the disks, with a point to crash half way through them.
-    fn write_epoch(&self, writes: &[DiskWrite]) -> io::Result<()> {
+    /// Writes to the disks what is only in the journal.
+    fn write_journaled(&mut self) -> io::Result<()> {
+        let batch = std::mem::take(&mut self.journaled);
+        let written = match self.has_failed() {
+            true => Ok(()),
+            false => write_epochs(&self.devices, &batch.epochs),
+        };
+        self.free(batch.cost);
+        written
+    }
+}
+
+/// Repeats epochs on the disks, with a point to crash half way through each.
+fn write_epochs(devices: &[SharedDevice], epochs: &[Vec<DiskWrite>]) -> io::Result<()> {
+    epochs.iter().try_for_each(|writes| {
         let (first, second) = writes.split_at(writes.len() / 2);
-        self.write(first)?;
+        write(devices, first)?;
         crash_point("epoch::half_written");
-        self.write(second)
-    }
+        write(devices, second)
+    })
+}
 
-    /// Repeats writes on the disks: each takes those that carry its number.
-    fn write(&self, writes: &[DiskWrite]) -> io::Result<()> {
-        fail::fail_point!("disk::skip_apply", |_| Ok(()));
-        let mut devices = self.devices.iter();
-        devices.try_for_each(|device| lock(device).apply_disk_writes(writes))
-    }
+/// Repeats writes on the disks: each takes those that carry its number.
+fn write(devices: &[SharedDevice], writes: &[DiskWrite]) -> io::Result<()> {
+    fail::fail_point!("disk::skip_apply", |_| Ok(()));
+    let mut devices = devices.iter();
+    devices.try_for_each(|device| lock(device).apply_disk_writes(writes))
 }
 
 fn new_journal(vm: &str, devices: &[SharedDevice]) -> io::Result<Journal> {

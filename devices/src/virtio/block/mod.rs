@@ -1,5 +1,6 @@
 //! The block device (virtio 1.2, 5.2) over a raw image.
 
+mod aligned;
 mod answers;
 mod beside;
 mod copy_mark;

@@ -46,10 +46,10 @@ pub(super) fn header(magic: [u8; 8], value: &impl Serialize) -> io::Result<Vec<u
     Ok(seal(bytes, 0))
 }
 
-/// What such a page says, if it has this version.
+/// What such a page says, if it has one of these versions.
 pub(super) fn read_header<T: DeserializeOwned>(
     magic: [u8; 8],
-    version: u32,
+    versions: &[u32],
     page: &[u8; PAGE],
 ) -> Result<T, BadHeader> {
     #[derive(serde::Deserialize)]
@@ -62,7 +62,7 @@ pub(super) fn read_header<T: DeserializeOwned>(
     let text = rest.get(..u32::from_le_bytes(*len) as usize);
     let text = text.ok_or(BadHeader::Damaged)?;
     let found: Version = serde_json::from_slice(text).map_err(|_| BadHeader::Damaged)?;
-    if found.version != version {
+    if !versions.contains(&found.version) {
         return Err(BadHeader::Version(found.version));
     }
     serde_json::from_slice(text).map_err(|_| BadHeader::Damaged)

@@ -37,8 +37,14 @@ pub(super) struct Head {
     sum: u64,
 }
 
-/// Head and descriptors of an entry; the bytes of its writes follow, in order. Returns the length of all that as well.
-pub(super) fn encode(life: u64, sequence: u64, writes: &[DiskWrite]) -> (Vec<u8>, u64) {
+/// Bytes of an entry.
+pub(super) fn size(writes: &[DiskWrite]) -> u64 {
+    let contents: usize = contents(writes).map(<[u8]>::len).sum();
+    (HEAD + writes.len() * DESCRIPTOR + contents) as u64
+}
+
+/// Head and descriptors of an entry; the bytes of its writes follow, in order.
+pub(super) fn encode(life: u64, sequence: u64, writes: &[DiskWrite]) -> Vec<u8> {
     let mut bytes = vec![0; HEAD];
     for write in writes {
         let (kind, len) = match &write.data {
@@ -72,7 +78,7 @@ pub(super) fn encode(life: u64, sequence: u64, writes: &[DiskWrite]) -> (Vec<u8>
     }
     let sum = xxh3_64(&bytes[..HEAD - 8]);
     bytes[HEAD - 8..HEAD].copy_from_slice(&sum.to_le_bytes());
-    (bytes, (HEAD + len) as u64)
+    bytes
 }
 
 /// The bytes of all writes that have any.

@@ -10,36 +10,36 @@
 //! durable on the disks.
 
 mod entry;
+mod file;
 mod recovery;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::pwritev;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use super::image_id::ImageId;
 use super::sealed::{self, PAGE};
 use super::{Block, CopyMark, DiskWrite, beside};
+use file::JournalFile;
 pub use recovery::{JournalError, Recovery, recover};
 
 /// Added to the name of the first disk's image.
 const SUFFIXES: [&str; 2] = [".journal", ".journal2"];
-/// A file that has so many bytes of entries is full. The last of them may go beyond that.
+/// A file that has so many bytes of entries is full. What is appended at once may go beyond that.
 const FULL: u64 = 32 << 20;
-/// Slices in one call of pwritev: what Linux takes (IOV_MAX).
-const MAX_SLICES: usize = 1024;
 const MAGIC: [u8; 8] = *b"EVTWJRNL";
-/// Of the files' form.
-const VERSION: u32 = 1;
+/// Of the files' form: each entry begins on a page of its own.
+const VERSION: u32 = 2;
+/// The form before: one entry right behind the other.
+const PACKED: u32 = 1;
 
 /// A disk whose writes go through the journal.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ struct Master {
 pub struct Journal {
     master: Master,
     path: PathBuf,
-    files: [File; 2],
+    files: [JournalFile; 2],
     disks: Arc<Vec<JournaledDisk>>,
     /// The file that is being filled, and how far.
     current: usize,
@@ -114,12 +114,12 @@ impl Journal {
     /// Makes a journal without entries for these disks, which must not be empty. Whatever it had is forgotten.
     ///
     /// # Errors
-    /// The files can't be made, or there is no room for them: both may need 32 MiB, and as much more as the largest epoch has.
+    /// The files can't be made, or there is no room for them: both may need 32 MiB, and as much more as is appended at once.
     pub fn new(vm: &str, disks: Vec<JournaledDisk>) -> io::Result<Self> {
         let paths = paths(&disks).ok_or(io::ErrorKind::InvalidInput)?;
         let [first, second] = &paths;
         beside::make_directory(first)?;
-        let files = [make(first)?, make(second)?];
+        let files = [JournalFile::make(first)?, JournalFile::make(second)?];
         beside::sync_directory(first)?;
         let mut journal = Self {
             master: Master {
@@ -143,8 +143,13 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Makes epochs durable: each is repeated as a whole from now on, or not at all. The caller writes them to the disks after that,
-    /// and before the next call.
+    /// Whether the next entries go to the other file. Then all that was appended has to be on the disks before they come.
+    pub fn is_full(&self) -> bool {
+        self.at >= FULL
+    }
+
+    /// Makes epochs durable: each is repeated as a whole from now on, or not at all. The caller writes them to the disks after that, at
+    /// the latest before it appends to a [full](Self::is_full) journal.
     ///
     /// # Errors
     /// The files can't be written, or the disks not be flushed.
@@ -154,27 +159,26 @@ impl Journal {
     }
 
     fn append_unnamed(&mut self, epochs: &[Vec<DiskWrite>]) -> io::Result<()> {
-        let mut appended = false;
-        for writes in epochs.iter().filter(|writes| !writes.is_empty()) {
-            if self.at >= FULL {
-                if std::mem::take(&mut appended) {
-                    self.files[self.current].sync_data()?;
-                }
-                self.turn_over()?;
-            }
-            let (head, len) = entry::encode(self.master.life, self.sequence, writes);
-            let contents = entry::contents(writes);
-            let slices: Vec<&[u8]> = std::iter::once(&head[..]).chain(contents).collect();
-            write_all(&self.files[self.current], slices, self.at)?;
-            self.at += len;
+        if epochs.iter().all(Vec::is_empty) {
+            return Ok(());
+        }
+        // Not between two of these: the flush that begins with it is of what is on the disks by now.
+        if self.is_full() {
+            self.turn_over()?;
+        }
+        self.flushed[self.current] = false;
+        let file = &mut self.files[self.current];
+        let epochs = epochs.iter().filter(|writes| !writes.is_empty());
+        let sizes = epochs.clone().map(|writes| entry::size(writes));
+        let mut pages = file.pages(self.at, sizes.sum());
+        for writes in epochs {
+            pages.push(&entry::encode(self.master.life, self.sequence, writes))?;
+            entry::contents(writes).try_for_each(|data| pages.push(data))?;
+            pages.fill_up()?;
             self.sequence += 1;
-            appended = true;
         }
-        self.flushed[self.current] &= !appended;
-        match appended {
-            true => self.files[self.current].sync_data(),
-            false => Ok(()),
-        }
+        self.at = pages.finish()?;
+        Ok(())
     }
 
     /// Forgets all entries, durably: the disks are about to be written to by somebody else than the journal's owner.
@@ -203,7 +207,7 @@ impl Journal {
         let mut life = [0; 8];
         getrandom(&mut life, GetRandomFlags::empty())?;
         self.master.life = u64::from_le_bytes(life);
-        write_master(&self.files[0], &self.master)?;
+        write_master(self.files[0].file(), &self.master)?;
         (self.current, self.at, self.sequence) = (0, PAGE as u64, 0);
         self.flushed = [true; 2];
         // It says nothing of entries to come.
@@ -257,24 +261,6 @@ impl Journal {
     }
 }
 
-fn make(path: &Path) -> io::Result<File> {
-    let made = || {
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path)?;
-        // Entries then are written without waiting for the file system's own journal. Where that can't be, they do.
-        match fallocate(&file, FallocateFlags::empty(), 0, FULL) {
-            Err(error) if !super::operation::is_impossible(&error.into()) => {
-                return Err(error.into());
-            }
-            _ => {}
-        }
-        file.sync_all()?;
-        Ok(file)
-    };
-    made().map_err(|error| named(path, error))
-}
-
 fn write_master(file: &File, master: &Master) -> io::Result<()> {
     file.write_all_at(&sealed::header(MAGIC, master)?, 0)?;
     file.sync_data()
@@ -291,24 +277,6 @@ fn flush(disks: &[JournaledDisk]) -> io::Result<()> {
         let flushed = disk.image.sync_data();
         flushed.map_err(|error| named(&disk.path, error))
     })
-}
-
-/// Writes all slices, one behind the other, from `at` on.
-fn write_all(file: &File, slices: Vec<&[u8]>, mut at: u64) -> io::Result<()> {
-    let mut slices: Vec<_> = slices.into_iter().map(IoSlice::new).collect();
-    let mut left = &mut slices[..];
-    while !left.is_empty() {
-        let some = left.len().min(MAX_SLICES);
-        let written = match pwritev(file, &left[..some], at) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => written,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        at += written as u64;
-        IoSlice::advance_slices(&mut left, written);
-    }
-    Ok(())
 }
 
 fn named(path: &Path, error: io::Error) -> io::Error {

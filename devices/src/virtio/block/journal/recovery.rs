@@ -9,7 +9,7 @@ use super::super::image_id::{is_newer, stamp};
 use super::super::sealed::{BadHeader, PAGE, read_header};
 use super::super::{DiskWrite, mirror};
 use super::entry::{HEAD, Head};
-use super::{JournaledDisk, MAGIC, Master, VERSION, flush, ids, paths, write_master};
+use super::{JournaledDisk, MAGIC, Master, PACKED, VERSION, flush, ids, paths, write_master};
 
 /// What a journal had for its disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub fn recover(
     let master: Master = match files[0].read_exact_at(&mut page, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Recovery::Nothing),
         Err(error) => return Err(io(error)),
-        Ok(()) => match read_header(MAGIC, VERSION, &page) {
+        Ok(()) => match read_header(MAGIC, &[VERSION, PACKED], &page) {
             Ok(master) => master,
             // It is made anew before the first entry, and is one page.
             Err(BadHeader::Damaged) => return Ok(Recovery::Nothing),
@@ -92,7 +92,7 @@ pub fn recover(
     };
     let mut chains = Vec::new();
     for file in files.iter() {
-        let chain = Chain::read(file, master.life).map_err(io)?;
+        let chain = Chain::read(file, &master).map_err(io)?;
         chains.extend(chain.filter(|chain| !chain.entries.is_empty()));
     }
     chains.sort_by_key(|chain| chain.first);
@@ -124,7 +124,12 @@ struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     /// All that follow each other from the file's beginning. None if there is nothing.
-    fn read(file: &'a File, life: u64) -> io::Result<Option<Self>> {
+    fn read(file: &'a File, master: &Master) -> io::Result<Option<Self>> {
+        let life = master.life;
+        let unit = match master.version {
+            PACKED => 1,
+            _ => PAGE as u64,
+        };
         let bytes = file.metadata()?.len();
         let mut chain: Option<Self> = None;
         let mut at = PAGE as u64;
@@ -148,7 +153,7 @@ impl<'a> Chain<'a> {
                 entries: Vec::new(),
             });
             chain.entries.push((at, head));
-            at += HEAD as u64 + head.len;
+            at = (at + HEAD as u64 + head.len).next_multiple_of(unit);
         }
         Ok(chain)
     }

@@ -117,16 +117,20 @@ fn an_epoch_that_is_not_whole_in_the_journal_is_on_no_disk() {
     journal.append(&[epoch(2)]).unwrap();
     for (place, harm) in [(torn + 60, 1), (torn + 70, 1), (torn + 700, 1)] {
         let mut byte = [0];
-        journal.files[0].read_exact_at(&mut byte, place).unwrap();
         journal.files[0]
+            .file()
+            .read_exact_at(&mut byte, place)
+            .unwrap();
+        journal.files[0]
+            .file()
             .write_all_at(&[byte[0] ^ harm], place)
             .unwrap();
         let found = standby.recover().unwrap();
         assert_eq!(found, Recovery::Repeated(1), "{place}");
         assert_eq!(both(&directory), (1, 1));
         // As it was before.
-        journal.files[0].write_all_at(&byte, place).unwrap();
-        write_master(&journal.files[0], &journal.master).unwrap();
+        journal.files[0].file().write_all_at(&byte, place).unwrap();
+        write_master(journal.files[0].file(), &journal.master).unwrap();
     }
     assert_eq!(standby.recover().unwrap(), Recovery::Repeated(2));
     assert_eq!(both(&directory), (2, 2));
@@ -177,6 +181,44 @@ fn files_take_turns_and_their_entries_stay_in_order() {
 }
 
 #[test]
+fn a_file_is_left_only_when_all_that_it_has_is_on_the_disks() {
+    let directory = images(1);
+    let standby = run(&directory, 1);
+    let mut journal = standby.journal();
+    let large = |number| vec![bytes(0, 0, number, 9 << 20)];
+    // The first four fill a file, and none of them is on the disk yet.
+    let batch: Vec<_> = (1..=6).map(large).collect();
+    journal.append(&batch).unwrap();
+    assert!(journal.is_full() && journal.current == 0);
+    journal.append(&[vec![]]).unwrap();
+    assert_eq!(journal.current, 0);
+    journal.append(&[large(7)]).unwrap();
+    assert_eq!(journal.current, 1);
+}
+
+#[test]
+fn entries_of_the_form_before_are_repeated() {
+    let directory = images(2);
+    let mut standby = run(&directory, 2);
+    let journal = standby.journal();
+    let (file, life) = (journal.files[0].file(), journal.master.life);
+    let mut at = PAGE as u64;
+    for (sequence, number) in (0..).zip(1..=3) {
+        let mut bytes = entry::encode(life, sequence, &epoch(number));
+        bytes.extend(entry::contents(&epoch(number)).flatten());
+        file.write_all_at(&bytes, at).unwrap();
+        at += bytes.len() as u64;
+    }
+    let master = Master {
+        version: PACKED,
+        ..journal.master.clone()
+    };
+    write_master(file, &master).unwrap();
+    assert_eq!(standby.recover().unwrap(), Recovery::Repeated(3));
+    assert_eq!(both(&directory), (3, 3));
+}
+
+#[test]
 fn disks_whose_journal_has_a_hole_are_not_booted_from() {
     let directory = images(2);
     let mut standby = run(&directory, 2);
@@ -187,7 +229,10 @@ fn disks_whose_journal_has_a_hole_are_not_booted_from() {
         standby.apply(&epochs[0]);
     }
     assert_eq!(journal.current, 1);
-    journal.files[0].write_all_at(&[1], 20 << 20).unwrap();
+    journal.files[0]
+        .file()
+        .write_all_at(&[1], 20 << 20)
+        .unwrap();
     assert!(!standby.blocks[1].copy_mark().is_unfinished().unwrap());
     assert_eq!(standby.recover().unwrap(), Recovery::Damaged);
     for block in &standby.blocks {
@@ -246,7 +291,7 @@ fn a_journal_of_another_form_is_refused_and_one_that_is_none_is_nothing() {
         version: 9,
         ..journal.master.clone()
     };
-    write_master(&journal.files[0], &master).unwrap();
+    write_master(journal.files[0].file(), &master).unwrap();
     let disks = standby.disks();
     let error = recover(VM, &disks, |_| Ok(())).unwrap_err().to_string();
     assert!(
@@ -254,7 +299,7 @@ fn a_journal_of_another_form_is_refused_and_one_that_is_none_is_nothing() {
         "{error}"
     );
     for bytes in [&[0; PAGE][..], &[255; PAGE], b""] {
-        let file = &journal.files[0];
+        let file = journal.files[0].file();
         file.set_len(0).unwrap();
         file.write_all_at(bytes, 0).unwrap();
         let found = recover(VM, &disks, |_| panic!("nothing to repeat")).unwrap();
@@ -320,9 +365,9 @@ fn an_entry_comes_back_as_it_was() {
         zeroes(false),
         bytes(9, 0, 1, 512),
     ];
-    let (mut bytes, len) = entry::encode(11, 12, &writes);
+    let mut bytes = entry::encode(11, 12, &writes);
     bytes.extend(entry::contents(&writes).flatten());
-    assert_eq!(bytes.len() as u64, len);
+    assert_eq!(bytes.len() as u64, entry::size(&writes));
     let (head, rest) = bytes.split_first_chunk().unwrap();
     let head = entry::Head::decode(head).unwrap();
     assert_eq!((head.life, head.sequence), (11, 12));

@@ -77,7 +77,7 @@ impl Header {
     }
 
     fn decode(page: &[u8; PAGE]) -> Result<Self, Distrust> {
-        let header: Self = sealed::read_header(MAGIC, VERSION, page)?;
+        let header: Self = sealed::read_header(MAGIC, &[VERSION], page)?;
         if header.points.len() > MAX_POINTS {
             return Err(Distrust::Damaged);
         }
