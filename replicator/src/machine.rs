@@ -9,9 +9,9 @@ mod scrub;
 use std::error::Error as StdError;
 use std::ops::Range;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 pub use scrub::{
     BLOCK_BYTES, BlockSum, CHECK_BLOCKS, DiskCheck, DiskChecked, DiskSize, Scrubbed, Summed,
 };
@@ -75,7 +75,7 @@ pub struct DiskWrite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskData {
     /// These bytes.
-    Bytes(Arc<[u8]>),
+    Bytes(Bytes),
     /// Zeroes, which travel as a range.
     Zeroes {
         /// How many bytes, not zero.

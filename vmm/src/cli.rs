@@ -190,7 +190,7 @@ pub struct RunArgs {
     /// What to do when the guest's kernel panics; `exit` ends with code 101.
     #[arg(long, requires = "kernel", value_enum, default_value_t = AfterEnd::Exit)]
     pub on_panic: AfterEnd,
-    /// A disk: path=FILE[,readonly][,serial=TEXT]. May be given several times.
+    /// A disk: path=FILE[,readonly][,serial=TEXT][,cache=host|none]. May be given several times.
     #[arg(long, requires = "kernel", value_name = "path=FILE")]
     pub disk: Vec<String>,
     /// A network card on an existing TAP: tap=NAME,mac=ADDRESS. May be given several times.

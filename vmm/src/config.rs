@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+pub use evertwin_devices::virtio::block::CacheMode;
 use evertwin_devices::virtio::block::DiskSerial;
 use evertwin_devices::virtio::vsock::SocketPath;
 use serde::Deserialize;
@@ -67,6 +68,8 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// What the guest reads as its serial number, if not the usual one.
     pub serial: Option<DiskSerial>,
+    /// Whether the guest's requests go past the host's page cache.
+    pub cache: CacheMode,
 }
 
 /// One virtio-net card.

@@ -16,8 +16,8 @@ pub mod vsock;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use event_manager::MutEventSubscriber;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -57,7 +57,7 @@ pub struct DiskWrite {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskData {
     /// These very bytes.
-    Bytes(Arc<[u8]>),
+    Bytes(Bytes),
     /// As many zeroes, which take no room here.
     Zeroes {
         /// How many.

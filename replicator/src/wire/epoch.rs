@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::frame::{Body, Frame};
@@ -164,7 +165,7 @@ pub(crate) fn disk_write(kind: Kind, payload: &[u8]) -> Option<DiskWrite> {
     let disk = reader.u32()?;
     let offset = reader.u64()?;
     let data = match kind {
-        Kind::DiskWrites | Kind::SyncDisk => DiskData::Bytes(reader.0.into()),
+        Kind::DiskWrites | Kind::SyncDisk => DiskData::Bytes(Bytes::copy_from_slice(reader.0)),
         Kind::DiskZeroes | Kind::SyncZeroes => {
             let len = reader.u64()?;
             let unmap = match reader.u8()? {

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::WireError;
 use super::header::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use crate::machine::Capture;
@@ -24,7 +26,7 @@ pub(crate) enum Body {
     Pages(Arc<Capture>, Range<usize>),
     State(Arc<Capture>, Range<usize>),
     /// The bytes of a disk write, and a range of them.
-    Disk(Arc<[u8]>, Range<usize>),
+    Disk(Bytes, Range<usize>),
 }
 
 impl Body {

@@ -1,14 +1,16 @@
 //! The pair, its files, and what its twins say.
 
-use std::fs;
+use std::iter::Cycle;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{fs, io, vec};
 
 use evertwin::control::{self, Reply, Request};
 use evertwin::lab::events::Line;
 use evertwin::lab::pair::{Pair, PairConfig};
 use evertwin::lab::process::Process;
 use evertwin::lab::topology::{Node, Topology};
+use evertwin_devices::virtio::block::{CacheMode, DiskImage};
 use evertwin_replicator::control::ScrubReport;
 
 use crate::copies::Copies;
@@ -47,6 +49,8 @@ pub(crate) struct Site {
     pair: Pair,
     directory: PathBuf,
     config: PairConfig,
+    /// Ways for requests to reach the disks, in turns: each twin that starts takes the next.
+    caches: Cycle<vec::IntoIter<&'static str>>,
     began: Instant,
     twins: [Twin; 2],
     pub guest: Guest,
@@ -64,6 +68,20 @@ struct Twin {
     log: usize,
 }
 
+/// The ways for requests to reach disks in this directory.
+fn caches(directory: &Path) -> Result<Vec<&'static str>, TortureError> {
+    let image = directory.join("disk-a.img");
+    let opened = DiskImage::open(&image, false).map_err(io::Error::other);
+    let mut image = opened.map_err(TortureError::io("opening a disk"))?;
+    match image.set_cache(CacheMode::None) {
+        Ok(()) => Ok(vec!["host", "none"]),
+        Err(error) => {
+            println!("disks: only through the page cache: {error}");
+            Ok(vec!["host"])
+        }
+    }
+}
+
 impl Site {
     /// Sets up hosts and files; starts nothing. The disk of `a` has what the guest starts from.
     pub(crate) fn new(evertwin: &Path, directory: &Path) -> Result<Self, TortureError> {
@@ -78,6 +96,7 @@ impl Site {
             pair: Pair::new(Topology::new()?, evertwin, directory, &config)?,
             directory: directory.to_owned(),
             config,
+            caches: caches(directory)?.into_iter().cycle(),
             began: Instant::now(),
             twins: Default::default(),
             guest: Guest::new(),
@@ -104,6 +123,7 @@ impl Site {
             // A guest that is booted anew numbers its rounds on from here, above all that were before.
             self.began.elapsed().as_micros() + 1,
         );
+        self.config.cache = self.caches.next().map(str::to_owned);
         let file = self.directory.join("vm.toml");
         // In one step: the other twin may be reading it.
         let new = file.with_extension("new");

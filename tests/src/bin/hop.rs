@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use evertwin::config::{AfterEnd, DiskConfig, KernelSource, VmConfig};
+use evertwin::config::{AfterEnd, CacheMode, DiskConfig, KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin::memory::PAGE_SIZE;
 use evertwin::twin::Twin;
@@ -74,6 +74,7 @@ fn main() -> Fallible<()> {
             .map(|_| DiskConfig {
                 path: image.clone(),
                 read_only: false,
+                cache: CacheMode::Auto,
                 serial: None,
             })
             .collect(),

@@ -10,10 +10,12 @@ use serde::Deserialize;
 
 use crate::control::default_socket;
 
-use super::parse::{check_tap, check_vcpus, check_vsock, parse_mac, parse_serial, parse_size};
+use super::parse::{
+    check_tap, check_vcpus, check_vsock, parse_cache, parse_mac, parse_serial, parse_size,
+};
 use super::{
-    AfterEnd, ArbiterConfig, ConfigError, DiskConfig, NetConfig, Protection, ReplicationConfig,
-    VmConfig,
+    AfterEnd, ArbiterConfig, CacheMode, ConfigError, DiskConfig, NetConfig, Protection,
+    ReplicationConfig, VmConfig,
 };
 
 /// Most endpoints of etcd: each is given its time, and somebody waits for the answer.
@@ -62,6 +64,7 @@ struct DiskEntry {
     #[serde(default)]
     readonly: bool,
     serial: Option<String>,
+    cache: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -175,6 +178,10 @@ pub fn load(
             path: place(&disk.path),
             read_only: disk.readonly,
             serial: disk.serial.as_deref().map(parse_serial).transpose()?,
+            cache: disk
+                .cache
+                .as_deref()
+                .map_or(Ok(CacheMode::Auto), parse_cache)?,
         })
     });
     let nets = file.net.iter().map(|net| {

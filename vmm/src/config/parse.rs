@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use evertwin_devices::virtio::block::{DiskSerial, DiskSerialError};
+use evertwin_devices::virtio::block::{CacheMode, DiskSerial, DiskSerialError};
 use evertwin_devices::virtio::vsock::{GUEST_CIDS, SocketPath};
 
 use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig, VsockConfig};
@@ -77,23 +77,37 @@ pub(super) fn parse_serial(text: &str) -> Result<DiskSerial, ConfigError> {
         .map_err(|error: DiskSerialError| ConfigError::Value(error.to_string()))
 }
 
-/// `path=D[,readonly][,serial=S]`.
+/// Whether a disk's requests go past the host's page cache.
+pub(super) fn parse_cache(text: &str) -> Result<CacheMode, ConfigError> {
+    match text {
+        "auto" => Ok(CacheMode::Auto),
+        "host" => Ok(CacheMode::Host),
+        "none" => Ok(CacheMode::None),
+        _ => Err(ConfigError::Value(format!(
+            "`{text}` is no cache of a disk: write host (the host's page cache), none (past it) or auto (past it on block devices)"
+        ))),
+    }
+}
+
+/// `path=D[,readonly][,serial=S][,cache=C]`.
 ///
 /// # Errors
 /// Unknown keys, no path, or a serial number that is none.
 pub fn parse_disk(text: &str) -> Result<DiskConfig, ConfigError> {
     let wrong = || {
         ConfigError::Value(format!(
-            "`{text}` is not a disk: write path=FILE, and after it ,readonly or ,serial=TEXT as needed"
+            "`{text}` is not a disk: write path=FILE, and after it ,readonly, ,serial=TEXT or ,cache=none as needed"
         ))
     };
     let mut path = None;
     let mut read_only = false;
     let mut serial = None;
+    let mut cache = CacheMode::Auto;
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("path", value)) if !value.is_empty() => path = Some(value.into()),
             Some(("serial", value)) => serial = Some(parse_serial(value)?),
+            Some(("cache", value)) => cache = parse_cache(value)?,
             None if part == "readonly" => read_only = true,
             _ => return Err(wrong()),
         }
@@ -102,6 +116,7 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, ConfigError> {
         path: path.ok_or_else(wrong)?,
         read_only,
         serial,
+        cache,
     })
 }
 
@@ -225,6 +240,15 @@ mod tests {
     fn disks_and_nets() {
         assert!(parse_disk("path=a.img,readonly").unwrap().read_only);
         assert!(parse_disk("a.img").is_err());
+        let cache = |text: &str| parse_disk(text).map(|disk| disk.cache);
+        assert_eq!(cache("path=a.img").unwrap(), CacheMode::Auto);
+        assert_eq!(cache("path=a.img,cache=none").unwrap(), CacheMode::None);
+        assert_eq!(cache("path=a.img,cache=host").unwrap(), CacheMode::Host);
+        let error = cache("path=a.img,cache=yes").unwrap_err().to_string();
+        assert!(
+            error.contains("`yes` is no cache of a disk: write host"),
+            "{error}"
+        );
         let disk = parse_disk("path=a.img,serial=disk-7").unwrap();
         assert_eq!(disk.serial.unwrap().as_str(), "disk-7");
         let error = parse_disk("path=a.img,serial=123456789012345678901").unwrap_err();

@@ -28,6 +28,8 @@ pub struct PairConfig {
     pub disk: Option<u64>,
     /// Size of a second disk in bytes, if there is one: `disk2-NODE.img`.
     pub second_disk: Option<u64>,
+    /// Which way requests reach the disks, as in the config file.
+    pub cache: Option<String>,
     /// The level of protection as in the config file, if it says one.
     pub protection: Option<String>,
     /// The arbiter as in the config file, if there is one.
@@ -52,6 +54,7 @@ impl Default for PairConfig {
             memory: "128M".to_owned(),
             disk: Some(64 << 20),
             second_disk: None,
+            cache: None,
             protection: None,
             arbiter: Some("file:arbiter".to_owned()),
             epoch: Duration::from_millis(20),
@@ -95,6 +98,9 @@ impl PairConfig {
         }
         for (name, _) in self.disks() {
             text += &format!("\n[[disk]]\npath = \"{name}-{{node}}.img\"\n");
+            if let Some(cache) = &self.cache {
+                text += &format!("cache = \"{cache}\"\n");
+            }
         }
         text += &format!(
             "\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\nkeys = \"{KEYS}/{{node}}\"\n"

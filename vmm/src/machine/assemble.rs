@@ -14,7 +14,7 @@ use evertwin_devices::legacy::{
 };
 use evertwin_devices::power::{POWER_PORT, POWER_PORTS, PowerButton, PowerRegisters};
 use evertwin_devices::serial::{COM1_PORT, PORTS, Serial};
-use evertwin_devices::virtio::block::{Block, DiskSerial};
+use evertwin_devices::virtio::block::{Block, DiskImage, DiskSerial};
 use evertwin_devices::virtio::mmio::QUEUE_NOTIFY;
 use evertwin_devices::virtio::net::{Net, open_tap};
 use evertwin_devices::virtio::rng::Rng;
@@ -187,8 +187,9 @@ fn virtio_devices(
     for (number, disk) in (0u32..).zip(&config.disks) {
         let serial = disk.serial.clone();
         let serial = serial.unwrap_or_else(|| DiskSerial::of_disk(number));
-        let block =
-            Block::open(number, &disk.path, disk.read_only, serial).map_err(|e| error(&e))?;
+        let mut image = DiskImage::open(&disk.path, disk.read_only).map_err(|e| error(&e))?;
+        image.set_cache(disk.cache).map_err(|e| error(&e))?;
+        let block = Block::over(number, image, serial).map_err(|e| error(&e))?;
         devices.push(behind_mmio(memory, block)?);
     }
     for (number, net) in (0u32..).zip(&config.nets) {

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom as Place, fallocate, flock, seek};
 
+use super::aligned::filled;
+use super::cache::{CacheMode, open_direct};
 use super::copy_mark::CopyMark;
-use super::filled;
 use super::operation::is_impossible;
 
 /// Size of a sector in bytes (virtio 1.2, 5.2.4).
@@ -53,6 +55,17 @@ pub enum ImageError {
     /// Another process has it open.
     #[error("disk image {0} is used by another process: stop that one or use another image")]
     Locked(PathBuf),
+    /// The page cache can't be passed.
+    #[error(
+        "disk image {path} can't be used past the page cache: {error}; put it on another file system or device, or give the disk \
+         cache = \"host\""
+    )]
+    NotDirect {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Anything else.
     #[error("disk image {path} can't be opened: {error}")]
     Io {
@@ -67,6 +80,8 @@ pub enum ImageError {
 #[derive(Debug)]
 pub struct DiskImage {
     file: File,
+    /// The same past the page cache, if the guest's requests take that way.
+    direct: Option<File>,
     path: PathBuf,
     sectors: u64,
     read_only: bool,
@@ -118,12 +133,33 @@ impl DiskImage {
         let copy_mark = CopyMark::of(path, &file, kind.is_block_device()).map_err(failed)?;
         Ok(Self {
             file,
+            direct: None,
             path: path.into(),
             sectors: bytes / SECTOR_BYTES,
             read_only,
             is_device: kind.is_block_device(),
             copy_mark: Arc::new(copy_mark),
         })
+    }
+
+    /// Decides which way the guest's requests take. It is the page cache before.
+    ///
+    /// # Errors
+    /// [`ImageError::NotDirect`], if another way is asked for expressly.
+    pub fn set_cache(&mut self, mode: CacheMode) -> Result<(), ImageError> {
+        self.direct = match mode {
+            CacheMode::Host => None,
+            CacheMode::Auto if !self.is_device => None,
+            CacheMode::Auto => open_direct(&self.file, self.read_only).ok(),
+            CacheMode::None => {
+                let opened = open_direct(&self.file, self.read_only);
+                Some(opened.map_err(|error| ImageError::NotDirect {
+                    path: self.path.clone(),
+                    error,
+                })?)
+            }
+        };
+        Ok(())
     }
 
     /// Size in sectors.
@@ -174,6 +210,12 @@ impl DiskImage {
         &self.file
     }
 
+    /// The image for what the guest asks for: whole sectors, from and into [aligned](super::aligned) memory. Nothing else may write through
+    /// [`Self::file`] meanwhile, for the page cache knows nothing smaller than pages.
+    pub(super) fn guests_file(&self) -> &File {
+        self.direct.as_ref().unwrap_or(&self.file)
+    }
+
     /// True when `len` bytes at `offset` are inside the image.
     pub(super) fn contains(&self, offset: u64, len: u64) -> bool {
         let bytes = self.sectors * SECTOR_BYTES;
@@ -186,7 +228,7 @@ impl DiskImage {
         &self,
         from: u64,
         limit: usize,
-    ) -> io::Result<Option<(u64, Arc<[u8]>)>> {
+    ) -> io::Result<Option<(u64, Bytes)>> {
         let end = self.sectors * SECTOR_BYTES;
         // Not every file system or device knows its holes: then all of it is contents.
         let start = match seek(&self.file, Place::Data(from)) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mirror::{self, Mirror, Step, Ticket};
@@ -317,7 +318,7 @@ fn zeroes(len: u64) -> DiskData {
 }
 
 /// Zeroes travel as a range.
-pub(super) fn contents(bytes: Arc<[u8]>) -> DiskData {
+pub(super) fn contents(bytes: Bytes) -> DiskData {
     let is_zero = |chunk: &[u8]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
     match bytes.chunks(4096).all(is_zero) {
         true => zeroes(bytes.len() as u64),

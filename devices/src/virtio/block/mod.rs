@@ -3,6 +3,7 @@
 mod aligned;
 mod answers;
 mod beside;
+mod cache;
 mod copy_mark;
 mod image;
 mod image_id;
@@ -20,7 +21,6 @@ mod withheld;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -30,7 +30,9 @@ use super::{
     Backend, BackendState, Broken, DeviceIdentity, DiskData, DiskWrite, RestoreError, Source,
     Transport, TransportState,
 };
+use aligned::AlignedBuffer;
 use answers::{Answer, Answers};
+pub use cache::CacheMode;
 pub use copy_mark::CopyMark;
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
 pub use journal::{Journal, JournalError, JournaledDisk, Recovery, recover};
@@ -147,18 +149,23 @@ pub struct Block {
 }
 
 impl Block {
-    /// A block device over the image at `path`; `disk` is its number in the config.
+    /// A block device over the image at `path`, through the page cache; `disk` is its number in the config.
     pub fn open(
         disk: u32,
         path: &std::path::Path,
         read_only: bool,
         serial: DiskSerial,
     ) -> Result<Self, BlockError> {
-        let image = DiskImage::open(path, read_only)?;
-        let ring = DiskRing::new(image).map_err(|error| BlockError::Ring {
-            path: path.into(),
-            error,
-        })?;
+        Self::over(disk, DiskImage::open(path, read_only)?, serial)
+    }
+
+    /// A block device over an open image.
+    ///
+    /// # Errors
+    /// io_uring can't be set up.
+    pub fn over(disk: u32, image: DiskImage, serial: DiskSerial) -> Result<Self, BlockError> {
+        let path = image.path().to_path_buf();
+        let ring = DiskRing::new(image).map_err(|error| BlockError::Ring { path, error })?;
         Ok(Self {
             name: format!("disk{disk}"),
             disk,
@@ -255,7 +262,7 @@ impl Block {
         let operation = match request {
             Ok(Request::Read { offset, len }) => Operation::Read {
                 offset,
-                data: vec![0; len as usize],
+                data: AlignedBuffer::zeroed(len as usize),
             },
             Ok(Request::Write { offset, data }) => Operation::Write {
                 offset,
@@ -350,7 +357,7 @@ impl Block {
                 self.answers.hold(Answer { chain, status });
             } else if wanted {
                 let data = match &operation {
-                    Operation::Read { data, .. } if status == Status::Ok => &data[..],
+                    Operation::Read { data, .. } if status == Status::Ok => data.as_ref(),
                     _ => &[],
                 };
                 result = answer(transport, &request.chain, status, data);
@@ -398,14 +405,6 @@ impl Block {
             data,
         });
     }
-}
-
-/// So many bytes, which `fill` puts where they stay: they go to the disk and to the twin without being copied.
-fn filled<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Arc<[u8]>, E> {
-    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
-    // Nobody else has them yet.
-    Arc::get_mut(&mut bytes).map_or(Ok(()), fill)?;
-    Ok(bytes)
 }
 
 /// Gives a request back to the guest: data, then the status as the last byte.

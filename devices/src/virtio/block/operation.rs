@@ -5,24 +5,32 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use io_uring::{opcode, squeue, types};
+
+use super::aligned::{ALIGN, AlignedBuffer};
 
 /// Times a step is started again after `EINTR`, `EAGAIN` or a short transfer.
 const MAX_RETRIES: u32 = 64;
 
 /// What is written where a file system or device can't make zeroes by itself.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: Zeroes = Zeroes([0; 64 << 10]);
+
+/// In a place that O_DIRECT accepts.
+#[repr(align(512))]
+struct Zeroes([u8; 64 << 10]);
+const _: () = assert!(align_of::<Zeroes>() == ALIGN);
 
 /// What is to be done on the disk.
 #[derive(Debug)]
 pub(super) enum Operation {
     Read {
         offset: u64,
-        data: Vec<u8>,
+        data: AlignedBuffer,
     },
     Write {
         offset: u64,
-        data: Arc<[u8]>,
+        data: Bytes,
         /// On stable storage before it is reported as done.
         durable: bool,
     },
@@ -37,7 +45,7 @@ pub(super) enum Operation {
     Record {
         file: Arc<File>,
         offset: u64,
-        bytes: Arc<[u8]>,
+        bytes: Bytes,
     },
 }
 
@@ -75,7 +83,7 @@ impl Operation {
     /// Bytes of memory that it holds.
     pub(super) fn held(&self) -> usize {
         match self {
-            Self::Read { data, .. } => data.len(),
+            Self::Read { data, .. } => data.as_ref().len(),
             Self::Write { data, .. } => data.len(),
             Self::Record { bytes, .. } => bytes.len(),
             Self::Zero { .. } | Self::Flush => 0,
@@ -134,7 +142,7 @@ impl Slot {
         let done = self.done;
         match &mut self.operation {
             Operation::Read { offset, data } => {
-                let rest = &mut data[done as usize..];
+                let rest = &mut data.as_mut()[done as usize..];
                 opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32)
                     .offset(*offset + done)
                     .build()
@@ -161,8 +169,8 @@ impl Slot {
                     Step::PunchHole => allocate(libc::FALLOC_FL_PUNCH_HOLE),
                     Step::ZeroRange => allocate(libc::FALLOC_FL_ZERO_RANGE),
                     Step::WriteZeroes => {
-                        let chunk = (*len - done).min(ZEROES.len() as u64);
-                        opcode::Write::new(file, ZEROES.as_ptr(), chunk as u32)
+                        let chunk = (*len - done).min(ZEROES.0.len() as u64);
+                        opcode::Write::new(file, ZEROES.0.as_ptr(), chunk as u32)
                             .offset(*offset + done)
                             .build()
                     }

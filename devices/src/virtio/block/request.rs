@@ -1,9 +1,9 @@
 //! Block requests (virtio 1.2, 5.2.6): read once from guest memory into a checked form.
 
-use std::sync::Arc;
+use bytes::Bytes;
 
 use super::super::chain::Chain;
-use super::filled;
+use super::aligned::filled;
 use super::image::{DiskImage, SECTOR_BYTES};
 use super::operation::Zeroing;
 use super::serial::ID_BYTES;
@@ -47,7 +47,7 @@ pub(super) enum Status {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Request {
     Read { offset: u64, len: u32 },
-    Write { offset: u64, data: Arc<[u8]> },
+    Write { offset: u64, data: Bytes },
     Zero { offset: u64, len: u64, how: Zeroing },
     Flush,
     GetId,

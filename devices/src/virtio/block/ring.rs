@@ -154,7 +154,7 @@ impl DiskRing {
         let Some(slot) = self.slots.get_mut(&token) else {
             return;
         };
-        let entry = slot.entry(types::Fd(self.image.file().as_raw_fd()));
+        let entry = slot.entry(types::Fd(self.image.guests_file().as_raw_fd()));
         let entry = entry.user_data(token);
         // SAFETY: the entry points into the slot's own buffer, which does not move and lives
         // until its completion has been taken: `finished` removes the slot, `drop` waits.

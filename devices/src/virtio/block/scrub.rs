@@ -6,14 +6,15 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::fs::{Advice, fadvise};
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::aligned::filled;
 use super::mirror::blocks_of;
 use super::mirrored::contents;
-use super::{BLOCK_BYTES, Block, DiskData, DiskImage, DiskWrite, filled};
+use super::{BLOCK_BYTES, Block, DiskData, DiskImage, DiskWrite};
 
 /// Blocks of which somebody wants to know whether the guest touches them.
 #[derive(Debug, Default)]
@@ -81,7 +82,7 @@ fn place(block: u32, bytes: u64) -> io::Result<Place> {
     }
 }
 
-fn read(file: &File, place: &Place) -> io::Result<Arc<[u8]>> {
+fn read(file: &File, place: &Place) -> io::Result<Bytes> {
     filled(place.len, |bytes| file.read_exact_at(bytes, place.offset))
 }
 

@@ -56,8 +56,24 @@ impl Disk {
 
     /// With what is called `disk.img` in this directory.
     pub(super) fn at(dir: TempDir, mem: Arc<GuestMemory>, features: u64, read_only: bool) -> Self {
+        Self::through(CacheMode::Host, dir, mem, features, read_only)
+    }
+
+    /// The same, through the page cache or past it.
+    pub(super) fn through(
+        cache: CacheMode,
+        dir: TempDir,
+        mem: Arc<GuestMemory>,
+        features: u64,
+        read_only: bool,
+    ) -> Self {
         let path = dir.path().join("disk.img");
-        let block = Block::open(0, &path, read_only, DiskSerial::of_disk(0)).unwrap();
+        let mut image = DiskImage::open(&path, read_only).unwrap();
+        image.set_cache(cache).unwrap();
+        let flags = rustix::fs::fcntl_getfl(image.guests_file()).unwrap();
+        let direct = flags.contains(rustix::fs::OFlags::DIRECT);
+        assert_eq!(direct, cache != CacheMode::Host);
+        let block = Block::over(0, image, DiskSerial::of_disk(0)).unwrap();
         Self {
             driver: Driver::up(mem, block, features, 256),
             path,

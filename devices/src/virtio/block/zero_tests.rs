@@ -217,6 +217,15 @@ impl Drop for Loop {
 
 #[test]
 fn a_block_device_is_a_disk_as_well() {
+    use_a_block_device(CacheMode::Host);
+}
+
+#[test]
+fn a_block_device_is_used_past_the_page_cache() {
+    use_a_block_device(CacheMode::Auto);
+}
+
+fn use_a_block_device(cache: CacheMode) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("backing.img");
     let backing = std::fs::File::create(&file).unwrap();
@@ -224,7 +233,7 @@ fn a_block_device_is_a_disk_as_well() {
     let device = Loop::over(&file);
     // What holds device files here is a path like any other.
     std::os::unix::fs::symlink(&device.0, dir.path().join("disk.img")).unwrap();
-    let mut disk = Disk::at(dir, testing::memory(), ALL | ZEROING, false);
+    let mut disk = Disk::through(cache, dir, testing::memory(), ALL | ZEROING, false);
     assert_eq!(disk.driver.config(0, 8), SECTORS.to_le_bytes());
     disk.driver.device().record_disk_writes(true);
     disk.ones();
@@ -250,7 +259,7 @@ fn a_block_device_is_a_disk_as_well() {
     let piece = disk.driver.device().next_disk_contents(0, 4096).unwrap();
     assert_eq!(
         piece.unwrap().data,
-        DiskData::Bytes(expected[..4096].into())
+        DiskData::Bytes(expected[..4096].to_vec().into())
     );
     // The device goes before what it is made of.
     drop(disk.driver);

@@ -232,7 +232,7 @@ impl Inner {
                 len: 8,
                 unmap: true,
             };
-            let number = DiskData::Bytes(count.to_le_bytes().as_slice().into());
+            let number = DiskData::Bytes(count.to_le_bytes().to_vec().into());
             self.writes.extend([zeroes, number].map(|data| DiskWrite {
                 disk: 0,
                 offset,
@@ -388,7 +388,7 @@ impl Machine for FakeVm {
             writes.push(DiskWrite {
                 disk: 0,
                 offset: from.offset,
-                data: DiskData::Bytes(data.into()),
+                data: DiskData::Bytes(data.to_vec().into()),
             });
         }
         writes.append(&mut inner.writes);

@@ -13,8 +13,7 @@
 //! | 48 | 8 | xxh3-64 over what is behind the head | | | | |
 //! | 56 | 8 | xxh3-64 over bytes 0 to 55 | | | | |
 
-use std::sync::Arc;
-
+use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::super::{DiskData, DiskWrite};
@@ -126,7 +125,7 @@ impl Head {
                 0 => {
                     let (data, behind) = rest.split_at_checked(usize::try_from(len).ok()?)?;
                     rest = behind;
-                    DiskData::Bytes(Arc::from(data))
+                    DiskData::Bytes(Bytes::copy_from_slice(data))
                 }
                 kind @ (1 | 2) => DiskData::Zeroes {
                     len,

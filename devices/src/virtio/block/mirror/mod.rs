@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use roaring::RoaringBitmap;
 
 use super::beside;
@@ -88,7 +89,7 @@ pub(super) enum Step {
     /// Makes all that was written to the image durable.
     Flush,
     /// Writes to the record, durably.
-    Write { offset: u64, bytes: Arc<[u8]> },
+    Write { offset: u64, bytes: Bytes },
 }
 
 /// Which step has been done.
