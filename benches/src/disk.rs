@@ -11,6 +11,7 @@ use evertwin::lab::process::Process;
 use evertwin::lab::topology::Node;
 use evertwin_tests::lab::{STEP, TestLab};
 use evertwin_tests::stage::Stage;
+use tempfile::TempDir;
 
 use crate::link::tls_speed;
 use crate::report::{Row, Samples, Target};
@@ -31,15 +32,33 @@ struct Work {
     name: &'static str,
     cmdline: &'static str,
     request: u64,
+    /// As in the config file.
+    cache: &'static str,
 }
+
+const RANDOM: &str = "workload=io pattern=random do=write depth=16 kib=4 after_ms=1500";
+const SEQUENTIAL: &str = "workload=io pattern=sequential do=write depth=16 kib=1024 after_ms=1500";
+const READ: &str = "workload=io pattern=sequential do=read depth=16 kib=1024 after_ms=1500";
 
 /// Measures small writes.
 #[must_use]
 pub fn random_writes() -> Row {
     measure(&Work {
         name: "4 KiB random write, 16 at once, protected",
-        cmdline: "workload=io pattern=random do=write depth=16 kib=4 after_ms=1500",
+        cmdline: RANDOM,
         request: 4 << 10,
+        cache: "host",
+    })
+}
+
+/// Measures small writes that are answered when the disk has them.
+#[must_use]
+pub fn direct_random_writes() -> Row {
+    measure(&Work {
+        name: "4 KiB random write past the page cache",
+        cmdline: RANDOM,
+        request: 4 << 10,
+        cache: "none",
     })
 }
 
@@ -48,8 +67,20 @@ pub fn random_writes() -> Row {
 pub fn sequential_writes() -> Row {
     measure(&Work {
         name: "1 MiB sequential write, 16 at once, protected",
-        cmdline: "workload=io pattern=sequential do=write depth=16 kib=1024 after_ms=1500",
+        cmdline: SEQUENTIAL,
         request: 1 << 20,
+        cache: "host",
+    })
+}
+
+/// Measures large writes that are answered when the disk has them.
+#[must_use]
+pub fn direct_sequential_writes() -> Row {
+    measure(&Work {
+        name: "1 MiB sequential write past the page cache",
+        cmdline: SEQUENTIAL,
+        request: 1 << 20,
+        cache: "none",
     })
 }
 
@@ -58,8 +89,9 @@ pub fn sequential_writes() -> Row {
 pub fn sequential_reads() -> Row {
     measure(&Work {
         name: "1 MiB sequential read, 16 at once, protected",
-        cmdline: "workload=io pattern=sequential do=read depth=16 kib=1024 after_ms=1500",
+        cmdline: READ,
         request: 1 << 20,
+        cache: "host",
     })
 }
 
@@ -90,8 +122,13 @@ fn measure(work: &Work) -> Row {
             tls_speed() / 1e6
         ),
         format!(
-            "images of {} MiB, full, in the page cache; between two points, all regions written to before",
-            BYTES >> 20
+            "images of {} MiB, full, {}; between two points, all regions written to before",
+            BYTES >> 20,
+            match work.cache {
+                "none" =>
+                    "the standby's in memory: there is one disk here, and it would be written to thrice",
+                _ => "in the page cache",
+            }
         ),
     ];
     if lost > 0 {
@@ -112,7 +149,7 @@ fn alone(work: &Work) -> Vec<Duration> {
     let lab = TestLab::new();
     let image = lab.path("disk.img");
     fill(&image, BYTES);
-    let disk = format!("path={}", image.display());
+    let disk = format!("path={},cache={}", image.display(), work.cache);
     let machine = ["run", "--kernel", "pico", "--memory", MEMORY];
     let arguments = ["--cmdline", work.cmdline, "--disk", &disk];
     let mut process = lab.evertwin("alone", machine.into_iter().chain(arguments));
@@ -125,10 +162,26 @@ fn protected(work: &Work) -> Option<Vec<Duration>> {
         cmdline: work.cmdline.into(),
         memory: MEMORY.into(),
         disk: Some(BYTES),
+        cache: Some(work.cache.to_owned()),
         ..PairConfig::default()
     });
     fill(&stage.lab.path("disk-a.img"), BYTES);
-    stage.protect();
+    let memory = TempDir::new_in("/dev/shm").unwrap_or_else(|error| panic!("/dev/shm: {error}"));
+    if work.cache == "none" {
+        stage
+            .pair
+            .start(Node::A)
+            .unwrap_or_else(|error| panic!("{error}"));
+        stage.wait_for(Node::A, "solo");
+        give_disk_in_memory(&stage, memory.path());
+        stage
+            .pair
+            .start(Node::B)
+            .unwrap_or_else(|error| panic!("{error}"));
+        stage.wait_for(Node::A, "protected");
+    } else {
+        stage.protect();
+    }
     let times = times_per_request(stage.twin(Node::A));
     let lines = stage.twin(Node::A).log().lines();
     let says = |line: &Line, message| line.message().as_deref() == Some(message);
@@ -136,10 +189,27 @@ fn protected(work: &Work) -> Option<Vec<Duration>> {
     (!lost && times.len() == SECONDS).then_some(times)
 }
 
+/// The twin that starts next has its disk there. Memory has no way past the page cache.
+fn give_disk_in_memory(stage: &Stage, memory: &Path) {
+    let image = memory.join("disk.img");
+    let file = stage.lab.path("vm.toml");
+    let given = File::create(&image)
+        .and_then(|image| image.set_len(BYTES))
+        .and_then(|()| std::fs::read_to_string(&file))
+        .and_then(|text| {
+            let path = image.display().to_string();
+            let text = text.replace("disk-{node}.img", &path);
+            std::fs::write(&file, text.replace("cache = \"none\"", "cache = \"host\""))
+        });
+    given.unwrap_or_else(|error| panic!("a disk in memory: {error}"));
+}
+
 /// The mean time per request of each second that counts, fewer if the guest reports too late.
 fn times_per_request(process: &mut Process) -> Vec<Duration> {
+    let begun = Instant::now();
     let first = process.wait_for_console("io: ", STEP);
-    let from = first.unwrap_or_else(|error| panic!("{error}")).at + WARM_UP;
+    let first = first.unwrap_or_else(|error| panic!("{error}"));
+    let from = first.at.max(begun) + WARM_UP;
     let reports = || -> Vec<(Instant, u64)> {
         let lines = process.console().lines();
         let late = lines.iter().filter(|line| line.at >= from);

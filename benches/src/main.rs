@@ -10,7 +10,7 @@ use evertwin_benches::{
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 14] = [
+const BENCHES: [Bench; 16] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
@@ -19,6 +19,8 @@ const BENCHES: [Bench; 14] = [
     ("link-tls", link::tls),
     ("disk-random", disk::random_writes),
     ("disk-sequential", disk::sequential_writes),
+    ("disk-random-direct", disk::direct_random_writes),
+    ("disk-sequential-direct", disk::direct_sequential_writes),
     ("disk-read", disk::sequential_reads),
     ("resync-full", resync::full),
     ("resync-delta", resync::delta),
