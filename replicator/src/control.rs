@@ -35,7 +35,7 @@ pub struct TwinStatus {
     pub link: Option<String>,
     /// The newest epoch that both twins have, of this generation.
     pub epoch: u64,
-    /// A primary's sync of its standby.
+    /// A primary's sync of its standby; at the standby what the primary has said of it, which one of protocol version 5 does not.
     pub sync: Option<SyncStatus>,
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]

@@ -7,7 +7,7 @@ use evertwin_protocol::{Command, End, Input, Record, Report, Role};
 
 use super::Driver;
 use crate::config::{Error, LEASES};
-use crate::control::{Asked, NotDone, Outcome, TwinStatus};
+use crate::control::{Asked, NotDone, Outcome, SyncStatus, TwinStatus};
 use crate::machine::Identity;
 use crate::ring::Op;
 use crate::wire::{HAND_OVER, VERSION};
@@ -127,6 +127,14 @@ impl Driver<'_> {
         }
     }
 
+    /// A primary's sync of its standby, or a standby's by its primary.
+    fn sync_status(&self) -> Option<SyncStatus> {
+        match self.twin.role() {
+            Role::Filling => self.followed_sync,
+            _ => self.sync.as_ref().map(super::sync::SyncRound::status),
+        }
+    }
+
     fn status(&self) -> TwinStatus {
         let link = self.network.link.as_ref();
         TwinStatus {
@@ -154,7 +162,7 @@ impl Driver<'_> {
                 .filter(|link| link.verified)
                 .map(|link| link.address.to_string()),
             epoch: self.last_epoch,
-            sync: self.sync.as_ref().map(super::sync::SyncRound::status),
+            sync: self.sync_status(),
             scrub: self.scrub.status(),
         }
     }

@@ -242,7 +242,7 @@ fn a_block_device_is_a_disk_as_well() {
         .device()
         .disk()
         .unwrap()
-        .begin_copy(None)
+        .begin_copy(None, None)
         .unwrap();
     assert!(disk.contents().iter().all(|&byte| byte == 0));
     disk.driver.device().apply_disk_writes(&writes).unwrap();

@@ -4,23 +4,23 @@ use tempfile::TempDir;
 
 use super::*;
 
-const MIB: u64 = 1 << 20;
-const SIZE: u64 = 64 * MIB;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 64 * MIB;
 const VM: &str = "shop";
 
 /// An image in a directory of its own, as one run of a twin has it.
-struct Run {
-    image: DiskImage,
-    mirror: Mirror,
+pub(super) struct Run {
+    pub(super) image: DiskImage,
+    pub(super) mirror: Mirror,
 }
 
-fn image(directory: &TempDir) -> PathBuf {
+pub(super) fn image(directory: &TempDir) -> PathBuf {
     let path = directory.path().join("disk.img");
     File::create(&path).unwrap().set_len(SIZE).unwrap();
     path
 }
 
-fn run(path: &Path) -> Run {
+pub(super) fn run(path: &Path) -> Run {
     let image = DiskImage::open(path, false).unwrap();
     let mirror = Mirror::open(&image, VM, 0).unwrap();
     Run { image, mirror }
@@ -28,7 +28,7 @@ fn run(path: &Path) -> Run {
 
 impl Run {
     /// Does all steps that are to be done.
-    fn work(&mut self) {
+    pub(super) fn work(&mut self) {
         loop {
             let steps = self.mirror.take_steps();
             if steps.is_empty() {
@@ -41,14 +41,14 @@ impl Run {
         }
     }
 
-    fn act(&self, step: &Step) {
+    pub(super) fn act(&self, step: &Step) {
         if let Step::Write { offset, bytes } = step {
             self.mirror.file().write_all_at(bytes, *offset).unwrap();
         }
     }
 
     /// The guest writes, when it may.
-    fn write(&mut self, offset: u64) {
+    pub(super) fn write(&mut self, offset: u64) {
         if !self.mirror.touch(offset, 4096) {
             assert!(!self.mirror.is_marked(offset, 4096));
             self.work();
@@ -56,19 +56,19 @@ impl Run {
         assert!(self.mirror.is_marked(offset, 4096));
     }
 
-    fn point(&mut self, number: u128, keep: &[Point], alone: bool) {
+    pub(super) fn point(&mut self, number: u128, keep: &[Point], alone: bool) {
         self.mirror.begin_point(Point(number), keep, [].into_iter());
         self.mirror.settle(Point(number), alone);
         self.work();
         assert_eq!(self.mirror.take_reached(), Some(Point(number)));
     }
 
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         self.mirror.close(&self.image);
     }
 }
 
-fn blocks(runs: impl IntoIterator<Item = Range<u32>>) -> BlockSet {
+pub(super) fn blocks(runs: impl IntoIterator<Item = Range<u32>>) -> BlockSet {
     let mut set = BlockSet::default();
     runs.into_iter().for_each(|run| set.insert(run));
     set
@@ -185,16 +185,16 @@ fn an_unfinished_full_copy_holds_nothing() {
     let path = image(&directory);
     let mut standby = run(&path);
     standby.point(1, &[], false);
-    assert!(standby.mirror.begin_copy(Some(Point(7))).is_err());
+    assert!(standby.mirror.begin_copy(Some(Point(7)), None).is_err());
     standby.point(1, &[], false);
-    standby.mirror.begin_copy(None).unwrap();
+    standby.mirror.begin_copy(None, None).unwrap();
     assert_eq!(standby.mirror.held().distrust, Some(Distrust::Unfinished));
     drop(standby);
     let mut standby = run(&path);
     assert_eq!(standby.mirror.held().distrust, Some(Distrust::Unfinished));
     standby.point(2, &[], false);
     // An unfinished copy of what has changed leaves what is known as it was.
-    standby.mirror.begin_copy(Some(Point(2))).unwrap();
+    standby.mirror.begin_copy(Some(Point(2)), None).unwrap();
     drop(standby);
     assert_eq!(run(&path).mirror.held().points, [Point(2)]);
 }
