@@ -155,14 +155,16 @@ impl Journal {
 
     fn append_unnamed(&mut self, epochs: &[Vec<DiskWrite>]) -> io::Result<()> {
         let mut appended = false;
+        let mut batch = self.sequence;
         for writes in epochs.iter().filter(|writes| !writes.is_empty()) {
             if self.at >= FULL {
                 if std::mem::take(&mut appended) {
                     self.files[self.current].sync_data()?;
                 }
                 self.turn_over()?;
+                batch = self.sequence;
             }
-            let (head, len) = entry::encode(self.master.life, self.sequence, writes);
+            let (head, len) = entry::encode(self.master.life, self.sequence, batch, writes);
             let contents = entry::contents(writes);
             let slices: Vec<&[u8]> = std::iter::once(&head[..]).chain(contents).collect();
             write_all(&self.files[self.current], slices, self.at)?;
@@ -214,15 +216,25 @@ impl Journal {
     /// Goes on in the other file.
     fn turn_over(&mut self) -> io::Result<()> {
         let full = self.current;
-        self.current = 1 - full;
-        self.at = PAGE as u64;
+        let next = 1 - full;
         // Nobody relies on the order of what is on the disk as long as an unfinished copy is not durable there, and to flush all of
         // that may take minutes.
-        if self.is_copied() {
-            self.await_flush(self.current)?;
-            self.begin_flush(Some(full))?;
+        let copied = self.is_copied();
+        if copied {
+            self.await_flush(next)?;
         }
-        Ok(())
+        // Else nobody could tell an entry that is damaged from one that is being overwritten.
+        let number = self.sequence;
+        let (closing, _) = entry::encode(self.master.life, number, number, &[]);
+        self.files[full].write_all_at(&closing, self.at)?;
+        self.files[full].sync_data()?;
+        self.sequence += 1;
+        self.current = next;
+        self.at = PAGE as u64;
+        match copied {
+            true => self.begin_flush(Some(full)),
+            false => Ok(()),
+        }
     }
 
     /// Waits until all that a file has is durable on the disks.
