@@ -64,6 +64,8 @@ pub(crate) struct Driver<'a> {
     sync: Option<SyncRound>,
     /// Standby: how far the sync that fills it has come.
     followed_sync: Option<SyncStatus>,
+    /// When the lease of the guest ends: of this twin's, or of the other's that is waited for.
+    lease_end: Option<Time>,
     /// What is taken of the guest's time, in percent.
     slowed: u8,
     /// More of the sync can be read without waiting for anything.
@@ -145,6 +147,7 @@ impl<'a> Driver<'a> {
             harvest: Vec::new(),
             sync: None,
             followed_sync: None,
+            lease_end: None,
             slowed: 0,
             eager: false,
             assembly: Assembly::default(),

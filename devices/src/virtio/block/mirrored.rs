@@ -188,6 +188,19 @@ impl Block {
         }
     }
 
+    /// When this disk was last compared with its twin's, in seconds since 1970, as far as its record knows.
+    pub fn scrubbed(&self) -> Option<u64> {
+        self.mirrored.mirror.as_ref().and_then(Mirror::scrubbed)
+    }
+
+    /// Notes when it was.
+    pub fn note_scrub(&mut self, at: u64) {
+        if let Some(mirror) = &mut self.mirrored.mirror {
+            mirror.note_scrub(at);
+            self.take_mirror_steps();
+        }
+    }
+
     /// The point that has become durable since the last call.
     pub fn take_reached_point(&mut self) -> Option<Point> {
         self.mirrored.mirror.as_mut()?.take_reached()

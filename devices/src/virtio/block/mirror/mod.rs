@@ -100,6 +100,8 @@ pub(super) enum Ticket {
     Bits,
     Flush(u64),
     Header(u64),
+    /// A header that says no more of points than the one before it.
+    Note,
 }
 
 /// A point and what was written since.
@@ -411,6 +413,29 @@ impl Mirror {
         }
     }
 
+    /// When the disk was last compared with its twin's, as noted: seconds since 1970.
+    pub(super) fn scrubbed(&self) -> Option<u64> {
+        self.header.scrubbed
+    }
+
+    /// Notes that.
+    pub(super) fn note_scrub(&mut self, at: u64) {
+        self.header.scrubbed = Some(at);
+        // A point's own header takes it along.
+        if self.failed || self.settling.is_some() {
+            return;
+        }
+        self.header.points = self.durable_points();
+        match self.header.advance() {
+            Ok((offset, bytes)) => {
+                let bytes = bytes.into();
+                self.steps
+                    .push((Ticket::Note, Step::Write { offset, bytes }));
+            }
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
     /// Leaves word now and then that it is this process that writes.
     pub(super) fn stamp(&mut self) {
         if !self.failed && self.stamped.is_none_or(|at| at.elapsed() >= STAMP) {
@@ -466,7 +491,7 @@ impl Mirror {
                 self.go_on();
             }
             Ticket::Header(number) if number == self.settled => self.header_is_durable(),
-            Ticket::Flush(_) | Ticket::Header(_) => {}
+            Ticket::Flush(_) | Ticket::Header(_) | Ticket::Note => {}
         }
     }
 

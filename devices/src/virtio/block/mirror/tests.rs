@@ -330,6 +330,38 @@ fn a_guest_without_a_twin_leaves_no_record() {
 }
 
 #[test]
+fn when_a_disk_was_compared_is_known_to_the_next_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory);
+    let mut first = run(&path);
+    assert_eq!(first.mirror.scrubbed(), None);
+    first.point(1, &[], true);
+    first.write(0);
+    first.mirror.note_scrub(1_700_000_000);
+    first.work();
+    // It is killed, and what it knew besides is there as before.
+    drop(first);
+    let mut second = run(&path);
+    assert_eq!(second.mirror.scrubbed(), Some(1_700_000_000));
+    let held = second.mirror.held();
+    assert_eq!(
+        (held.points, held.changed),
+        (vec![Point(1)], blocks(Some(0..16)))
+    );
+    // While a point is made durable its header takes the word along.
+    second
+        .mirror
+        .begin_point(Point(2), &[Point(1)], [].into_iter());
+    second.mirror.settle(Point(2), true);
+    second.mirror.note_scrub(1_800_000_000);
+    second.work();
+    drop(second);
+    let third = run(&path).mirror;
+    assert_eq!(third.scrubbed(), Some(1_800_000_000));
+    assert_eq!(third.held().points, [Point(2)]);
+}
+
+#[test]
 fn a_disk_of_16_tib_has_a_record_of_2_mib() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
