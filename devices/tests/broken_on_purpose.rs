@@ -3,6 +3,7 @@
 //!
 //! Failpoints belong to the whole process, hence one test that goes through them in turn.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -10,11 +11,13 @@ use evertwin_devices::GuestMemory;
 use evertwin_devices::bus::BusDevice;
 use evertwin_devices::gate::OutputGate;
 use evertwin_devices::inbound::InboundLog;
+use evertwin_devices::virtio::block::{Block, BlockSet, CopyBase, DiskSerial, Point};
 use evertwin_devices::virtio::net::Net;
 use evertwin_devices::virtio::{Device, VirtioMmio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, MmapRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 const TX: u32 = 1;
 const TABLE: u64 = 0x1000;
@@ -121,13 +124,38 @@ fn restored_card_sends() -> bool {
     new.sent()
 }
 
+/// I10: does what a copy has brought count before it is durable?
+fn received_too_early() -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    File::create(&path).unwrap().set_len(4 << 20).unwrap();
+    let open = || {
+        let mut disk = Block::open(0, &path, false, DiskSerial::of_disk(0)).unwrap();
+        disk.open_mirror("shop", EventFd::new(0).unwrap()).unwrap();
+        disk
+    };
+    let mut lacks = BlockSet::default();
+    lacks.insert(0..64);
+    let base = CopyBase {
+        point: Point(1),
+        lacks: lacks.clone(),
+    };
+    let mut standby = open();
+    standby.begin_copy(None, Some(base)).unwrap();
+    standby.received(2 << 20);
+    // It dies before anybody has heard of the flush.
+    drop(standby);
+    open().held().changed != lacks
+}
+
 #[test]
 fn each_point_breaks_its_invariant() {
     type Check = fn() -> bool;
-    let checks: [(&str, Check, bool); 3] = [
+    let checks: [(&str, Check, bool); 4] = [
         ("gate::hold", output_escapes, false),
         ("device::mark", used_ring_is_dirty, true),
         ("device::resume", restored_card_sends, true),
+        ("mirror::received_early", received_too_early, false),
     ];
     for (point, check, sound) in checks {
         assert_eq!(check(), sound, "{point} is off");

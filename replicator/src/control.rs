@@ -35,8 +35,11 @@ pub struct TwinStatus {
     pub link: Option<String>,
     /// The newest epoch that both twins have, of this generation.
     pub epoch: u64,
-    /// A primary's sync of its standby.
+    /// A primary's sync of its standby; at the standby what the primary has said of it, which one of protocol version 5 does not.
     pub sync: Option<SyncStatus>,
+    /// Where only disks are replicated: who may run the guest, and for how long.
+    #[serde(default)]
+    pub lease: Option<LeaseStatus>,
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
@@ -45,6 +48,18 @@ pub struct TwinStatus {
 /// What releases replicated that say nothing of it.
 fn all_of_it() -> String {
     "ft".to_owned()
+}
+
+/// The lease on which a guest runs whose disks only are replicated (PROTOCOL.md §12.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// The twin whose guest may run, as far as this one knows.
+    pub holder: String,
+    /// How long it may on its standby's last word, in milliseconds.
+    pub length_ms: u64,
+    /// What is left of it, in milliseconds; 0: the guest is stopped. At a twin that waits for the other's lease to run out, time until then.
+    /// None: the guest runs without one, since no standby could take over, or this twin is the standby, which can't know.
+    pub left_ms: Option<u64>,
 }
 
 /// How far a sync has come.

@@ -117,7 +117,7 @@ pub struct HeldDisk {
     pub points: Vec<u128>,
     /// Blocks of 64 KiB that may have been written to since the oldest point.
     pub changed: Vec<Range<u32>>,
-    /// Why there is no point, if there is none.
+    /// Why there is no point, if there is none; or why the disk is no whole copy.
     pub distrust: Option<String>,
 }
 
@@ -137,6 +137,35 @@ pub struct DiskPlan {
     pub copies: Vec<DiskCopy>,
     /// Bytes that have to be looked at.
     pub bytes: u64,
+    /// What of each disk is copied.
+    pub lacks: Vec<LackingDisk>,
+}
+
+/// The instant at which a copy of the disks begins, for which there is a name on both sides. A copy that was interrupted goes on from there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyBase {
+    /// Its name, which is a point's.
+    pub point: u128,
+    /// What each disk lacks then.
+    pub lacks: Vec<LackingDisk>,
+}
+
+/// What the standby's disk does not have at a copy's begin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LackingDisk {
+    /// Index of the disk in the configuration.
+    pub disk: u32,
+    /// Blocks of 64 KiB that the copy brings.
+    pub blocks: Vec<Range<u32>>,
+}
+
+/// The name for a copy's begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewBase {
+    /// The point.
+    pub point: u128,
+    /// How many runs of blocks there is room for, to tell what all disks lack.
+    pub runs: usize,
 }
 
 /// How far the copy of all disks has come.
@@ -336,13 +365,25 @@ pub trait Machine: Scrubbed + Send {
     fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk>;
 
     /// Primary: decides how each disk is copied, given what the standby has said, if it could. [`Machine::read_disks`] gives what
-    /// has to be copied then. Writes are recorded by now: those that come after this are sent besides.
-    fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan;
+    /// has to be copied then. Writes are recorded by now: those that come after this are sent besides. `base` names this instant, if the
+    /// standby can go on with an interrupted copy: what is written here since is noted.
+    fn plan_copies(&mut self, held: Option<&[HeldDisk]>, base: Option<NewBase>) -> DiskPlan;
+
+    /// Primary: the standby knows the point at which its copies began, durably. It is made durable here, and all others are forgotten
+    /// after that.
+    fn base_is_known(&mut self, point: u128);
+
+    /// Primary: whether this point is durable on all disks here.
+    fn knows_point(&self, point: u128) -> bool;
 
     /// Standby: its disks are made copies from now on, those that are not named here from nothing: they read as zeroes then.
     /// Only begins to prepare them, which may take disks their time: [`Machine::copies_begun`] has to say so before anything is
-    /// written to them.
-    fn begin_copies(&mut self, copies: &[DiskCopy]);
+    /// written to them. `base` is where they begin, if the primary has named it.
+    fn begin_copies(&mut self, copies: &[DiskCopy], base: Option<&CopyBase>);
+
+    /// Standby: all that the copies bring of the disks before this position was given to [`Machine::write_disks`]. Once that is durable, no
+    /// later copy need bring it again.
+    fn copied(&mut self, to: DiskPosition);
 
     /// Standby: whether the disks are ready to be filled, or why they can't be. None while they are being prepared; with `wait`
     /// that is waited for. Told once.

@@ -19,6 +19,14 @@ const STOPPED: &str = "the guest is stopped until it is clear whose it is";
 const CONTINUED: &str = "the guest goes on";
 const NOT_TAKING_OVER: &str = "the primary is gone; this twin may not take over";
 
+/// The same, without anybody who decides who runs the guest but the operator.
+fn without_arbiter() -> PairConfig {
+    PairConfig {
+        arbiter: Some("manual:notes-{node}".to_owned()),
+        ..ha()
+    }
+}
+
 fn ha() -> PairConfig {
     PairConfig {
         memory: "64M".to_owned(),
@@ -199,6 +207,14 @@ fn an_idle_guest_keeps_its_lease() {
     let status = stage.operate(Node::A, &["status"]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("ha: its disks are mirrored"), "{status}");
+    let lease = format!("lease  a has it, {} ms long, ", LEASE.as_millis());
+    assert!(
+        status.contains(&lease) && status.contains(" ms left"),
+        "{status}"
+    );
+    let other = stage.operate(Node::B, &["status"]);
+    let other = String::from_utf8_lossy(&other.stdout).into_owned();
+    assert!(other.contains(&lease), "{other}");
     for command in ["switchover", "leave"] {
         let refused = stage.operate(Node::A, &[command]);
         let why = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -279,4 +295,62 @@ fn the_level_changes_under_a_running_guest() {
     // And where memory is not replicated any more, the guest boots anew.
     stage.pair.start(Node::A).unwrap();
     stage.wait_for_role(Node::B, "protected");
+}
+
+#[test]
+fn without_an_arbiter_the_operator_has_the_guest_booted_elsewhere() {
+    let mut stage = Stage::protected(&without_arbiter());
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 200);
+    stage.twin(Node::A).kill();
+    let acked = told(load);
+    // Nobody else can know that it is dead.
+    stage.wait_for(
+        Node::B,
+        "the primary is gone; without an arbiter nothing is promoted by itself",
+    );
+    assert_eq!(stage.role(Node::B).as_deref(), Some("standby"));
+    let promoted = stage.operate(Node::B, &["promote", "--peer-is-dead"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    demand_known(&mut stage, Node::B, acked);
+    // Back, it does not boot what it had, but follows.
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for_role(Node::B, "protected");
+    stage.await_same_images(["disk-a.img", "disk-b.img"]);
+}
+
+#[test]
+fn without_an_arbiter_an_old_primarys_word_is_waited_for() {
+    let mut stage = Stage::protected(&without_arbiter());
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 200);
+    stage.twin(Node::A).kill();
+    let acked = told(load);
+    let killed_at = Instant::now();
+    // Started anew it says that it runs nothing, and waits: the other boots the guest, when the lease that it may still have is over.
+    stage.pair.start(Node::A).unwrap();
+    stage.wait_for(Node::B, "promoted");
+    let waited = killed_at.elapsed();
+    assert!(waited > LEASE, "booted after {waited:?}");
+    demand_known(&mut stage, Node::B, acked);
+    stage.wait_for_role(Node::B, "protected");
+    stage.await_same_images(["disk-a.img", "disk-b.img"]);
+}
+
+#[test]
+fn without_an_arbiter_a_cut_link_stops_the_guest_until_it_is_back() {
+    let mut stage = Stage::protected(&without_arbiter());
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 200);
+    stage.pair.topology.set_replication_link(false).unwrap();
+    stage.wait_for(Node::A, STOPPED);
+    assert!(!answers(&stage), "the guest answers without a lease");
+    let status = stage.operate(Node::A, &["status"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("over: the guest is stopped"), "{status}");
+    stage.pair.topology.set_replication_link(true).unwrap();
+    stage.wait_for(Node::A, CONTINUED);
+    wait_for_more(&load, 200);
+    demand_clean(load);
+    assert!(!stage.twin(Node::B).has_event_since(0, "promoted"));
 }

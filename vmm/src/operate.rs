@@ -151,6 +151,19 @@ fn print(status: &VmStatus) {
         None => println!("  peer   {}, no link", twin.peer),
     }
     println!("  epoch  {}", twin.epoch);
+    if let Some(lease) = &twin.lease {
+        let left = match lease.left_ms {
+            Some(ms) if twin.role == "waiting-to-boot" => format!("over in {ms} ms at the latest"),
+            Some(0) => "over: the guest is stopped".to_owned(),
+            Some(ms) => format!("{ms} ms left"),
+            None if lease.holder == twin.node => "no standby could take over".to_owned(),
+            None => "given anew by each epoch".to_owned(),
+        };
+        println!(
+            "  lease  {} has it, {} ms long, {left}",
+            lease.holder, lease.length_ms
+        );
+    }
     if let Some(sync) = twin.sync {
         let percent = sync.percent();
         let left = sync.eta_ms.map_or(String::new(), |ms| {

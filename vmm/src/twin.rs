@@ -13,8 +13,8 @@ use evertwin_devices::GuestMemory;
 use evertwin_devices::inbound::InboundFrame as DeviceFrame;
 use evertwin_devices::virtio::{DiskData as DeviceData, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    Capture, CpuLeaf, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk, Identity,
-    InboundFrame, Machine as Replicated, MachineError, MemoryRegion,
+    Capture, CopyBase, CpuLeaf, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk,
+    Identity, InboundFrame, Machine as Replicated, MachineError, MemoryRegion, NewBase,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -463,12 +463,24 @@ impl Replicated for Twin {
         disks::held(&self.machine, runs)
     }
 
-    fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
-        disks::plan(&self.machine, held)
+    fn plan_copies(&mut self, held: Option<&[HeldDisk]>, base: Option<NewBase>) -> DiskPlan {
+        disks::plan(&self.machine, held, base)
     }
 
-    fn begin_copies(&mut self, copies: &[DiskCopy]) {
-        self.disks.begin_copies(&self.machine, copies);
+    fn base_is_known(&mut self, point: u128) {
+        disks::base_is_known(&self.machine, point);
+    }
+
+    fn knows_point(&self, point: u128) -> bool {
+        disks::knows_point(&self.machine, point)
+    }
+
+    fn begin_copies(&mut self, copies: &[DiskCopy], base: Option<&CopyBase>) {
+        self.disks.begin_copies(&self.machine, copies, base);
+    }
+
+    fn copied(&mut self, to: DiskPosition) {
+        self.disks.copied(to);
     }
 
     fn copies_begun(&mut self, wait: bool) -> Option<Result<(), MachineError>> {

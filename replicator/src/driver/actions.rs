@@ -34,6 +34,8 @@ impl Driver<'_> {
                 }
             }
             Action::Boot => {
+                // That of the other twin's guest has been waited for.
+                self.lease_end = None;
                 self.machine.boot()?;
                 crash_point("boot::after");
             }
@@ -83,6 +85,7 @@ impl Driver<'_> {
                 self.machine.slow_guest(percent);
             }
             Action::Lease(until) => {
+                self.lease_end = until;
                 let until = until.map(|at| Duration::from_nanos(at.as_nanos()));
                 self.machine.lease(until);
             }
@@ -120,6 +123,7 @@ impl Driver<'_> {
             Action::Apply(epoch) => self.apply(epoch)?,
             Action::Promote => {
                 crash_point("promote::before");
+                self.lease_end = None;
                 let inbound = self.kept.take();
                 // A generation's epochs are numbered anew.
                 self.last_epoch = 0;

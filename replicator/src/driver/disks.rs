@@ -7,11 +7,12 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tracing::{info, warn};
 
 use super::Driver;
+use super::copying::CopyTold;
 use super::frames::Trouble;
 use crate::config::Error;
 use crate::crash::crash_point;
-use crate::machine::{DiskPlan, HeldDisk};
-use crate::wire::{Frame, Header, Kind, MIRROR, VERSION, WireError, mirror};
+use crate::machine::{CopyBase, DiskPlan, HeldDisk, NewBase};
+use crate::wire::{Frame, Header, Kind, MIRROR, VERSION, WireError, copying, mirror};
 
 /// Time from one point to the next. Each makes both hosts flush their disks once.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -24,6 +25,10 @@ pub(super) struct Disks {
     held: Option<Vec<HeldDisk>>,
     /// Standby: its disks can be filled.
     ready: bool,
+    /// Primary: where the copies begin, and what the standby was told of them since.
+    pub(super) told: Option<CopyTold>,
+    /// Standby: where the copies begin that the primary is about to tell it.
+    pub(super) base: Option<CopyBase>,
     /// Primary: the point that the standby was told, and the epoch that it begins with.
     point: Option<NewPoint>,
     next: Instant,
@@ -55,6 +60,8 @@ impl Disks {
             awaits: None,
             held: None,
             ready: false,
+            told: None,
+            base: None,
             point: None,
             next: Instant::now(),
             said: false,
@@ -88,7 +95,7 @@ impl Driver<'_> {
         if self.peer_mirrors() {
             self.disks.awaits = Some(Awaits::Held);
         } else {
-            let plan = self.machine.plan_copies(None);
+            let plan = self.machine.plan_copies(None, None);
             self.copy_disks(&plan);
         }
     }
@@ -101,8 +108,12 @@ impl Driver<'_> {
         }
         if let Some(held) = self.disks.held.take() {
             self.disks.awaits = Some(Awaits::Begun);
-            let plan = self.machine.plan_copies(Some(&held));
+            let base = self.new_base();
+            let plan = self.machine.plan_copies(Some(&held), base);
             self.copy_disks(&plan);
+            if let Some(NewBase { point, .. }) = base {
+                self.tell_base(point, &plan);
+            }
             self.queue(mirror::copies_frame(self.twin.generation(), &plan.copies));
         }
     }
@@ -117,7 +128,7 @@ impl Driver<'_> {
     pub(super) fn tell_held(&mut self) -> Result<(), Error> {
         self.disks.forget();
         if !self.peer_mirrors() {
-            self.machine.begin_copies(&[]);
+            self.machine.begin_copies(&[], None);
             return self.copies_begun(true).map(drop);
         }
         let held = self.machine.held_disks(mirror::MAX_RUNS);
@@ -166,11 +177,26 @@ impl Driver<'_> {
             (Kind::DiskCopies, Role::Filling) if self.disks.awaits == Some(Awaits::Copies) => {
                 let copies = mirror::copies(payload).ok_or(malformed)?;
                 self.disks.awaits = Some(Awaits::Begun);
-                self.machine.begin_copies(&copies);
+                let base = self.disks.base.take();
+                self.machine.begin_copies(&copies, base.as_ref());
             }
             (Kind::CopiesBegun, Role::Syncing) if self.disks.awaits == Some(Awaits::Begun) => {
                 payload.is_empty().then_some(()).ok_or(malformed)?;
                 self.disks.awaits = None;
+                if let Some(told) = &self.disks.told {
+                    self.machine.base_is_known(told.point());
+                }
+            }
+            (Kind::CopyBase, Role::Filling) if self.disks.awaits == Some(Awaits::Copies) => {
+                self.disks.base = Some(copying::base(payload).ok_or(malformed)?);
+            }
+            (Kind::DisksCopied, Role::Filling) if self.disks.ready => {
+                let to = copying::copied(payload).ok_or(malformed)?;
+                self.machine.copied(to);
+            }
+            (Kind::SyncProgress, Role::Filling | Role::Synced) => {
+                let status = copying::progress(payload).ok_or(malformed)?;
+                self.sync_progress(status);
             }
             (Kind::DiskPoint, Role::Filling | Role::Synced) => {
                 let (point, keep) = mirror::point(payload).ok_or(malformed)?;
@@ -206,12 +232,10 @@ impl Driver<'_> {
         if !due {
             return;
         }
-        let mut bytes = [0; 16];
-        if let Err(error) = getrandom(&mut bytes, GetRandomFlags::empty()) {
+        let Some(point) = new_point() else {
             self.disks.next = Instant::now() + INTERVAL;
-            return warn!(%error, "no name for a point of the disks");
-        }
-        let point = u128::from_le_bytes(bytes);
+            return;
+        };
         self.disks.point = Some(NewPoint {
             point,
             epoch,
@@ -256,6 +280,18 @@ impl Driver<'_> {
         } else if self.twin.role() == Role::Synced && self.peer_mirrors() {
             crash_point("point::reached");
             self.queue(mirror::reached_frame(self.twin.generation(), point));
+        }
+    }
+}
+
+/// A name for a point.
+pub(super) fn new_point() -> Option<u128> {
+    let mut bytes = [0; 16];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(_) => Some(u128::from_le_bytes(bytes)),
+        Err(error) => {
+            warn!(%error, "no name for a point of the disks");
+            None
         }
     }
 }

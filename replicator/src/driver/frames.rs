@@ -140,6 +140,9 @@ impl Driver<'_> {
             Kind::DiskHeld
             | Kind::DiskCopies
             | Kind::CopiesBegun
+            | Kind::CopyBase
+            | Kind::DisksCopied
+            | Kind::SyncProgress
             | Kind::DiskPoint
             | Kind::PointReached => {
                 return self.take_disk_frame(header, payload);

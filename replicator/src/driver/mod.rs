@@ -1,6 +1,7 @@
 //! One thread that joins the protocol core, the sockets and the machine.
 
 mod actions;
+mod copying;
 mod disks;
 mod failing;
 mod frames;
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::arbiter::{Arbiter, ArbiterThread};
 use crate::config::{Config, Ended, Error};
+use crate::control::SyncStatus;
 use crate::crash::crash_point;
 use crate::machine::{Capture, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
@@ -60,6 +62,10 @@ pub(crate) struct Driver<'a> {
     spare: Vec<Arc<Capture>>,
     harvest: Vec<u64>,
     sync: Option<SyncRound>,
+    /// Standby: how far the sync that fills it has come.
+    followed_sync: Option<SyncStatus>,
+    /// When the lease of the guest ends: of this twin's, or of the other's that is waited for.
+    lease_end: Option<Time>,
     /// What is taken of the guest's time, in percent.
     slowed: u8,
     /// More of the sync can be read without waiting for anything.
@@ -140,6 +146,8 @@ impl<'a> Driver<'a> {
             spare: Vec::new(),
             harvest: Vec::new(),
             sync: None,
+            followed_sync: None,
+            lease_end: None,
             slowed: 0,
             eager: false,
             assembly: Assembly::default(),
@@ -441,6 +449,7 @@ impl<'a> Driver<'a> {
 
     fn forget_received(&mut self) {
         self.disk_part = None;
+        self.followed_sync = None;
         self.disks.forget();
         self.scrub.link_lost();
         if let Some(epoch) = self.assembly.discard() {

@@ -7,7 +7,7 @@ use evertwin_protocol::{Command, End, Input, Record, Report, Role};
 
 use super::Driver;
 use crate::config::{Error, LEASES};
-use crate::control::{Asked, NotDone, Outcome, TwinStatus};
+use crate::control::{Asked, LeaseStatus, NotDone, Outcome, SyncStatus, TwinStatus};
 use crate::machine::Identity;
 use crate::ring::Op;
 use crate::wire::{HAND_OVER, VERSION};
@@ -127,6 +127,33 @@ impl Driver<'_> {
         }
     }
 
+    /// A primary's sync of its standby, or a standby's by its primary.
+    fn sync_status(&self) -> Option<SyncStatus> {
+        match self.twin.role() {
+            Role::Filling => self.followed_sync,
+            _ => self.sync.as_ref().map(super::sync::SyncRound::status),
+        }
+    }
+
+    /// Who may run a guest whose disks only are replicated.
+    fn lease_status(&self) -> Option<LeaseStatus> {
+        let length = self.config.lease?;
+        let (node, peer) = (self.config.node, self.config.peer);
+        let (holder, end) = match self.twin.role() {
+            Role::Starting | Role::Ended => return None,
+            Role::Filling | Role::Synced | Role::Promoting => (peer, None),
+            Role::Lapsing => (peer, self.lease_end),
+            _ => (node, self.lease_end),
+        };
+        let left = end.map(|end| end - self.now());
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Some(LeaseStatus {
+            holder: holder.to_string(),
+            length_ms: ms(length),
+            left_ms: left.map(ms),
+        })
+    }
+
     fn status(&self) -> TwinStatus {
         let link = self.network.link.as_ref();
         TwinStatus {
@@ -154,7 +181,8 @@ impl Driver<'_> {
                 .filter(|link| link.verified)
                 .map(|link| link.address.to_string()),
             epoch: self.last_epoch,
-            sync: self.sync.as_ref().map(super::sync::SyncRound::status),
+            sync: self.sync_status(),
+            lease: self.lease_status(),
             scrub: self.scrub.status(),
         }
     }

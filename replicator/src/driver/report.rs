@@ -51,11 +51,14 @@ impl Driver<'_> {
                 info!(%peer, generation, "the primary is gone: asking to take over");
             }
             Report::Promoted(generation) => info!(generation, "promoted"),
-            Report::Lapsing(wait) => info!(
-                %peer,
-                wait = humantime(wait),
-                "the guest is booted here when the peer's lease must have run out"
-            ),
+            Report::Lapsing(wait) => {
+                self.lease_end = Some(self.now() + wait);
+                info!(
+                    %peer,
+                    wait = humantime(wait),
+                    "the guest is booted here when the peer's lease must have run out"
+                );
+            }
             Report::Stopped => warn!(
                 %peer,
                 "the guest is stopped until it is clear whose it is"

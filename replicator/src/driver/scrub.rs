@@ -3,7 +3,7 @@
 mod memory;
 mod pass;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use evertwin_protocol::{Input, Role};
 use tracing::{error, info, warn};
@@ -130,11 +130,31 @@ impl Driver<'_> {
         let Some(every) = self.config.scrub_every else {
             return;
         };
-        let next = *self.scrub.next.get_or_insert(now + every);
+        let next = match self.scrub.next {
+            Some(next) => next,
+            None => {
+                let wait = self.first_wait(every);
+                *self.scrub.next.insert(now + wait)
+            }
+        };
         if next <= now && self.scrub.pass.is_none() {
             self.scrub.next = Some(now + every);
             // Nothing to be compared, or nobody to compare with: perhaps the next time.
             let _ = self.begin_scrub(false);
+        }
+    }
+
+    /// Time to the first pass of this run: the waiting began with the last pass of an earlier one, or when that was first waited for.
+    fn first_wait(&mut self, every: Duration) -> Duration {
+        let now = SystemTime::now();
+        let waited = self.machine.last_scrub();
+        match waited.map(|since| now.duration_since(since)) {
+            Some(Ok(waited)) => every.saturating_sub(waited),
+            // Nothing was noted, or a clock was set back.
+            _ => {
+                self.machine.note_scrub(now);
+                every
+            }
         }
     }
 
@@ -164,6 +184,9 @@ impl Driver<'_> {
             None => now + every,
             Some(_) => now + every.min(BEGIN_AGAIN),
         });
+        if failure.is_none() {
+            self.machine.note_scrub(SystemTime::now());
+        }
         self.scrub.last = Some((now, report));
     }
 

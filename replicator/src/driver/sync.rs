@@ -6,10 +6,11 @@ use evertwin_protocol::Input;
 use tracing::{error, info};
 
 use super::Driver;
+use crate::connection::Connection;
 use crate::control::SyncStatus;
 use crate::crash::crash_point;
 use crate::machine::{DiskPosition, MemoryRegion, PAGE_SIZE};
-use crate::wire::{PAGES_PER_FRAME, sync_disk_frames, sync_frame};
+use crate::wire::{PAGES_PER_FRAME, copying, sync_disk_frames, sync_frame};
 
 /// Bulk bytes that may wait for a send before more pages are read.
 const AHEAD: usize = 1 << 20;
@@ -156,26 +157,46 @@ impl SyncRound {
         status
     }
 
-    fn tell(&mut self, done: bool) {
+    /// Before this position all disks have been read and queued.
+    pub(super) fn copied(&self) -> DiskPosition {
+        // Breaks I10 on purpose: what was not sent counts as received.
+        fail::fail_point!("copy::told_early", |_| DiskPosition::END);
+        self.disks.unwrap_or(DiskPosition::END)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Says now and then how far it has come, also to the standby if that can take it.
+    fn tell(&mut self, done: bool, standby: Option<&mut Connection>) {
         if done || self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
             let status = self.status();
-            let percent = status.percent();
-            let SyncStatus {
-                pages,
-                of,
-                disk_bytes,
-                disk_of,
-                bytes,
-                eta_ms,
-                slowed_percent,
-            } = status;
-            info!(
-                pages,
-                of, disk_bytes, disk_of, bytes, percent, eta_ms, slowed_percent, "sync progress"
-            );
+            log(&status);
+            if let Some(link) = standby {
+                link.queue_control(copying::progress_frame(self.generation, &status));
+            }
         }
     }
+}
+
+/// Says how far a sync has come.
+pub(super) fn log(status: &SyncStatus) {
+    let percent = status.percent();
+    let SyncStatus {
+        pages,
+        of,
+        disk_bytes,
+        disk_of,
+        bytes,
+        eta_ms,
+        slowed_percent,
+    } = *status;
+    info!(
+        pages,
+        of, disk_bytes, disk_of, bytes, percent, eta_ms, slowed_percent, "sync progress"
+    );
 }
 
 impl Driver<'_> {
@@ -185,6 +206,8 @@ impl Driver<'_> {
         if self.starts_tracking || self.disks.awaits_standby() {
             return;
         }
+        self.tell_copied();
+        let goes_on = self.peer_goes_on();
         let (Some(round), Some(link)) = (&mut self.sync, &mut self.network.link) else {
             return;
         };
@@ -234,14 +257,14 @@ impl Driver<'_> {
                     round.bytes += frame.len() as u64;
                     link.queue_bulk(frame);
                 }
-                round.tell(false);
+                round.tell(false, goes_on.then_some(link));
                 crash_point("sync::disks");
                 continue;
             }
             if !round.advance() {
                 round.all_read = true;
                 if link.all_sent() {
-                    round.tell(true);
+                    round.tell(true, goes_on.then_some(link));
                     crash_point("sync::round");
                     self.sync = None;
                     self.inputs.push_back(Input::RoundSent);
@@ -253,7 +276,7 @@ impl Driver<'_> {
             let frame = sync_frame(round.generation, &round.chunk, &round.contents);
             round.bytes += frame.len() as u64;
             link.queue_bulk(frame);
-            round.tell(false);
+            round.tell(false, goes_on.then_some(link));
             crash_point("sync::memory");
         }
     }

@@ -1,5 +1,7 @@
 //! What comparing both twins' disks needs of a virtual machine (PROTOCOL.md §4.6).
 
+use std::time::SystemTime;
+
 /// Bytes of a block, the unit in which disks are compared. The last one of a disk may be shorter.
 pub const BLOCK_BYTES: u64 = 64 << 10;
 
@@ -62,6 +64,12 @@ pub struct Summed {
 pub trait Scrubbed {
     /// The disks that can be compared: those that the guest may write.
     fn disk_sizes(&self) -> Vec<DiskSize>;
+
+    /// When all of them were last compared, as far as was noted here, also by an earlier run.
+    fn last_scrub(&self) -> Option<SystemTime>;
+
+    /// Notes that they were compared at that time, for later runs.
+    fn note_scrub(&mut self, at: SystemTime);
 
     /// Primary: begins to watch these blocks and to sum up what they hold.
     fn begin_sums(&mut self, disk: u32, blocks: &[u32]);

@@ -10,9 +10,9 @@ pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 /// brought its kind, so that twins of neighbouring versions understand each other in all that
 /// both know.
 pub(crate) const VERSION: u16 = if cfg!(feature = "previous-protocol") {
-    4
-} else {
     5
+} else {
+    6
 };
 
 /// The oldest version that this build speaks.
@@ -29,6 +29,9 @@ pub(crate) const MIRROR: u16 = 4;
 
 /// The version that brought the comparison of disks.
 pub(crate) const SCRUB: u16 = 5;
+
+/// The version that brought copies of disks that go on where they stopped.
+pub(crate) const GO_ON: u16 = 6;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -100,6 +103,12 @@ pub enum Kind {
     DiskCheck = 26,
     /// Which of them differ at the standby.
     DiskChecked = 27,
+    /// Where the copies of the disks begin.
+    CopyBase = 32,
+    /// How far they have come.
+    DisksCopied = 33,
+    /// How far the sync has come.
+    SyncProgress = 34,
 }
 
 impl Kind {
@@ -114,6 +123,7 @@ impl Kind {
             | Self::DiskPoint
             | Self::PointReached => MIRROR,
             Self::DiskCheck | Self::DiskChecked => SCRUB,
+            Self::CopyBase | Self::DisksCopied | Self::SyncProgress => GO_ON,
             _ => OLDEST,
         }
     }
@@ -151,6 +161,9 @@ impl TryFrom<u16> for Kind {
             25 => Self::PointReached,
             26 => Self::DiskCheck,
             27 => Self::DiskChecked,
+            32 => Self::CopyBase,
+            33 => Self::DisksCopied,
+            34 => Self::SyncProgress,
             other => return Err(WireError::Kind(other)),
         })
     }

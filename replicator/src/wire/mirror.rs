@@ -1,12 +1,14 @@
 //! What twins tell each other about their disks before a copy, and about points at which both hold the same.
 
+use std::ops::Range;
+
 use super::frame::Frame;
 use super::header::Kind;
 use super::reader::Reader;
 use crate::machine::{DiskCopy, HeldDisk};
 
 /// Most disks that are spoken of: as many as there are devices.
-const MAX_DISKS: usize = 64;
+pub(super) const MAX_DISKS: usize = 64;
 /// Most points of a disk, or of all disks.
 const MAX_POINTS: usize = 64;
 /// Most runs of blocks in a frame, of all disks.
@@ -30,11 +32,7 @@ pub(crate) fn held_frame(generation: u64, disks: &[HeldDisk]) -> Frame {
         let fits = changed.len() <= MAX_RUNS / disks.len();
         put_points(&mut payload, if fits { points } else { &[] });
         let changed = if fits { &changed[..] } else { &[] };
-        payload.extend((changed.len() as u16).to_le_bytes());
-        for run in changed {
-            payload.extend(run.start.to_le_bytes());
-            payload.extend(run.end.to_le_bytes());
-        }
+        put_runs(&mut payload, changed);
         let reason = distrust.as_deref().unwrap_or_default();
         let reason = &reason[..reason.floor_char_boundary(MAX_REASON)];
         payload.push(reason.len() as u8);
@@ -54,18 +52,7 @@ pub(crate) fn held(payload: &[u8]) -> Option<Vec<HeldDisk>> {
     for _ in 0..count {
         let disk = reader.u32()?;
         let points = points(&mut reader)?;
-        let runs = usize::from(reader.u16()?);
-        if runs > MAX_RUNS {
-            return None;
-        }
-        let mut changed = Vec::new();
-        for _ in 0..runs {
-            let (start, end) = (reader.u32()?, reader.u32()?);
-            if start >= end {
-                return None;
-            }
-            changed.push(start..end);
-        }
+        let changed = runs(&mut reader)?;
         let len = usize::from(reader.u8()?);
         let reason = std::str::from_utf8(reader.bytes(len)?).ok()?;
         let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
@@ -137,6 +124,30 @@ pub(crate) fn reached_frame(generation: u64, point: u128) -> Frame {
 /// Reads it back.
 pub(crate) fn reached(payload: &[u8]) -> Option<u128> {
     payload.try_into().ok().map(u128::from_le_bytes)
+}
+
+pub(super) fn put_runs(payload: &mut Vec<u8>, runs: &[Range<u32>]) {
+    payload.extend((runs.len() as u16).to_le_bytes());
+    for run in runs {
+        payload.extend(run.start.to_le_bytes());
+        payload.extend(run.end.to_le_bytes());
+    }
+}
+
+pub(super) fn runs(reader: &mut Reader<'_>) -> Option<Vec<Range<u32>>> {
+    let count = usize::from(reader.u16()?);
+    if count > MAX_RUNS {
+        return None;
+    }
+    let mut runs = Vec::new();
+    for _ in 0..count {
+        let (start, end) = (reader.u32()?, reader.u32()?);
+        if start >= end {
+            return None;
+        }
+        runs.push(start..end);
+    }
+    Some(runs)
 }
 
 fn put_points(payload: &mut Vec<u8>, points: &[u128]) {

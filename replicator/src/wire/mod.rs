@@ -5,6 +5,7 @@
 
 mod assembly;
 mod beacon;
+pub(crate) mod copying;
 mod difference;
 mod epoch;
 mod frame;
@@ -24,7 +25,9 @@ pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
-pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION};
+pub(crate) use header::{
+    BEACON, GO_ON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION,
+};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};

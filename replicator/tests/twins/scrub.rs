@@ -1,6 +1,6 @@
 //! Disks that are compared while their guest runs.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use evertwin_replicator::control::{NoScrub, NotDone, ScrubCounts};
 use evertwin_replicator::machine::PAGE_SIZE;
@@ -218,4 +218,38 @@ fn the_roles_may_change_in_the_middle() {
     wait_for_same(&a.vm, &b.vm);
     assert_eq!(b.scrub(), Ok(1));
     assert!(b.scrubbed(1).is_clean());
+}
+
+/// A pair whose primary knows of a pass that ended so long ago, and whether it begins one at once.
+fn scrubs_at_once(ago: Option<Duration>) -> (bool, Option<SystemTime>) {
+    let mut pair = Pair::new();
+    pair.scrub_every = Some(Duration::from_secs(3600));
+    let world = world();
+    let vm = FakeVm::new(&world, PAGES);
+    vm.handle().lock().checks.last = ago.map(|ago| SystemTime::now() - ago);
+    let a = pair.start("a", vm);
+    let _b = pair.start("b", FakeVm::new(&world, PAGES));
+    pair.wait_named("a");
+    run_until_seen(&a.vm, &world, 100);
+    wait_for("what is noted is looked at", || {
+        a.vm.lock().checks.last.is_some()
+    });
+    let due = ago.is_some_and(|ago| ago > Duration::from_secs(3600));
+    if due {
+        a.scrubbed(1);
+    }
+    let last = a.vm.lock().checks.last;
+    (a.scrubs() == 1, last)
+}
+
+#[test]
+fn the_time_from_pass_to_pass_goes_on_over_a_restart() {
+    let began = SystemTime::now();
+    let (at_once, noted) = scrubs_at_once(Some(Duration::from_secs(4000)));
+    assert!(at_once && noted >= Some(began), "{noted:?}");
+    let (at_once, noted) = scrubs_at_once(Some(Duration::from_secs(3000)));
+    assert!(!at_once && noted < Some(began), "{noted:?}");
+    // From now on it is waited for.
+    let (at_once, noted) = scrubs_at_once(None);
+    assert!(!at_once && noted >= Some(began), "{noted:?}");
 }

@@ -16,6 +16,8 @@ pub(crate) struct Copies {
     pub delta: u64,
     /// Of everything.
     pub full: u64,
+    /// Of what an interrupted one had left.
+    pub resumed: u64,
     /// What was copied since this was last taken, in words.
     pub told: Vec<String>,
     /// What is wrong about them.
@@ -46,6 +48,7 @@ impl Copies {
                 match kind {
                     "delta" => self.delta += 1,
                     "full" => self.full += 1,
+                    "resumed" => self.resumed += 1,
                     _ => self
                         .complaints
                         .push(format!("no kind of copy: {}", line.text)),
@@ -62,7 +65,7 @@ impl Copies {
     }
 
     /// A disk that was changed behind its twin's back must not be trusted: it gets a full copy, and nothing else
-    /// before that copy has made a standby of it. `kind` is that of a copy; none: the standby is whole now.
+    /// but what an interruption of that leaves before it has made a standby of it. `kind` is that of a copy; none: the standby is whole now.
     fn judge(&mut self, of: Node, kind: Option<&str>) {
         let Some(harm) = &mut self.harmed[of as usize] else {
             return;
@@ -70,12 +73,13 @@ impl Copies {
         let name = of.name();
         match kind {
             Some("full") => harm.full = true,
+            Some("resumed") if harm.full => {}
             Some(kind) => self.complaints.push(format!(
                 "{name}'s disk was changed behind its back, and then got a {kind} copy"
             )),
             None => {
                 // A twin that tells of no copies at all can't be judged.
-                if !harm.full && self.delta + self.full > 0 {
+                if !harm.full && self.delta + self.full + self.resumed > 0 {
                     self.complaints.push(format!(
                         "{name}'s disk was changed behind its back, and then got no full copy"
                     ));
@@ -99,6 +103,7 @@ mod tests {
 
     const FULL: &str = r#"{"message":"disk copy","disk":0,"copy":"full","bytes":7}"#;
     const DELTA: &str = r#"{"message":"disk copy","disk":0,"copy":"delta","bytes":3}"#;
+    const RESUMED: &str = r#"{"message":"disk copy","disk":0,"copy":"resumed","bytes":5}"#;
     const WHOLE: &str = r#"{"message":"protected","generation":2}"#;
 
     #[test]
@@ -119,6 +124,20 @@ mod tests {
         copies.harm(Node::A);
         tell(&mut copies, Node::B, WHOLE);
         assert_eq!(copies.complaints.len(), 2);
+    }
+
+    #[test]
+    fn a_harmed_disk_is_not_what_a_copy_goes_on_with() {
+        let mut copies = Copies::default();
+        copies.harm(Node::B);
+        for line in [FULL, RESUMED, WHOLE, RESUMED] {
+            tell(&mut copies, Node::A, line);
+        }
+        assert_eq!((copies.full, copies.resumed), (1, 2));
+        assert!(copies.complaints.is_empty(), "{:?}", copies.complaints);
+        copies.harm(Node::B);
+        tell(&mut copies, Node::A, RESUMED);
+        assert_eq!(copies.complaints.len(), 1);
     }
 
     #[test]

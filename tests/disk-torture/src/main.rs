@@ -50,14 +50,15 @@ fn main() -> ExitCode {
         println!("disks: {error}");
     }
     println!(
-        "disks: cycles={} lost_writes={} mismatched_blocks={} delta={} full={} rotten={} repaired={}",
+        "disks: cycles={} lost_writes={} mismatched_blocks={} delta={} full={} rotten={} repaired={} resumed={}",
         total.cycles,
         total.lost,
         total.mismatched,
         total.delta,
         total.full,
         total.rotten,
-        total.repaired
+        total.repaired,
+        total.resumed
     );
     let good = done.is_ok() && total.cycles > 0 && total.lost == 0 && total.mismatched == 0;
     ExitCode::from(u8::from(!good))
@@ -152,11 +153,13 @@ struct Total {
     full: u64,
     rotten: u64,
     repaired: u64,
+    resumed: u64,
 }
 
 impl Total {
     fn count(&mut self, site: &Site, done: &Result<Node, TortureError>) {
         (self.delta, self.full) = (site.copies.delta, site.copies.full);
+        self.resumed = site.copies.resumed;
         (self.rotten, self.repaired) = (site.rot.rotten, site.rot.repaired);
         match done {
             Err(TortureError::Lost { count, .. }) => self.lost += count,

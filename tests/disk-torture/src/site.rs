@@ -90,6 +90,8 @@ impl Site {
             disk: Some(DISK),
             timeout: SILENCE,
             scrub_rate: Some("1G".to_owned()),
+            // Slow enough for a second blow to come in the middle of a full copy.
+            resync_rate: Some("48M".to_owned()),
             ..PairConfig::default()
         };
         let site = Self {

@@ -43,11 +43,12 @@ impl Machine {
             Recovery::Forgotten(why) => {
                 tracing::warn!(why, "the journal of the disks is not used");
             }
-            Recovery::Damaged => {
-                tracing::error!(
-                    "the journal of the disks is damaged: they count as unfinished copies"
-                );
-            }
+            Recovery::Damaged { path, entry } => tracing::error!(
+                journal = %path.display(),
+                entry,
+                "the journal of the disks is damaged, so they may be between two epochs: no guest is booted from them until \
+                 the VM's other host has run it, and they were copied in full"
+            ),
         }
         Ok(())
     }

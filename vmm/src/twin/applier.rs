@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use evertwin_devices::virtio::block::{Block, Journal, Point};
+use evertwin_devices::virtio::block::{Block, CopyBase, Journal, Point};
 use evertwin_devices::virtio::{DiskData, DiskWrite};
 use evertwin_replicator::crash::crash_point;
-use evertwin_replicator::machine::{DiskCheck, DiskChecked};
+use evertwin_replicator::machine::{DiskCheck, DiskChecked, DiskPosition};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{lock, scrub};
@@ -25,13 +25,24 @@ const WRITE_OVERHEAD: usize = 256;
 /// Bytes of epochs that go to the journal at once.
 const MAX_BATCH: usize = 8 << 20;
 
+/// How one disk becomes a copy.
+#[derive(Debug)]
+pub(super) struct Copy {
+    /// Only what has changed since this point comes. None: all of it.
+    pub(super) from: Option<Point>,
+    /// Where it begins, if the twin can go on with it.
+    pub(super) base: Option<CopyBase>,
+}
+
 /// Something to be done with a standby's disks.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// They become copies from these points, or of all.
-    Begin(Vec<Option<Point>>, Sender<io::Result<()>>),
+    /// They become copies, each in this way.
+    Begin(Vec<Copy>, Sender<io::Result<()>>),
     /// What a sync brings: an unfinished copy is filled.
     Fill(Vec<DiskWrite>),
+    /// All that the copies bring before this position has been written.
+    Copied(DiskPosition),
     /// What an epoch brings.
     Epoch(Vec<DiskWrite>),
     /// The copies are whole.
@@ -259,8 +270,8 @@ impl Worker {
             return Ok(());
         }
         match task {
-            Task::Begin(from, tell) => {
-                let begun = self.begin(&from);
+            Task::Begin(copies, tell) => {
+                let begun = self.begin(copies);
                 // Who waits for it tells why it failed.
                 let _ = tell.send(begun);
                 let _ = self.changed.write(1);
@@ -270,6 +281,10 @@ impl Worker {
                 let cost = writes.iter().map(cost_of).sum();
                 write(&self.devices, &writes)?;
                 self.free(cost);
+                Ok(())
+            }
+            Task::Copied(to) => {
+                self.note_copied(to);
                 Ok(())
             }
             Task::Epoch(writes) => {
@@ -322,15 +337,31 @@ impl Worker {
     }
 
     /// Prepares each disk for its copy.
-    fn begin(&mut self, from: &[Option<Point>]) -> io::Result<()> {
+    fn begin(&mut self, copies: Vec<Copy>) -> io::Result<()> {
         self.forget_journal()?;
         let disks = self
             .devices
             .iter()
             .filter(|device| lock(*device).disk().is_some());
         disks
-            .zip(from)
-            .try_for_each(|(device, from)| begin_copy(device, *from))
+            .zip(copies)
+            .try_for_each(|(device, copy)| begin_copy(device, copy))
+    }
+
+    /// Each disk before this position has all of its copy, and the one at it a part.
+    fn note_copied(&self, to: DiskPosition) {
+        let DiskPosition { device, offset } = to;
+        for (index, shared) in self
+            .devices
+            .iter()
+            .enumerate()
+            .take_while(|(index, _)| *index <= device)
+        {
+            let end = if index == device { offset } else { u64::MAX };
+            if let Some(disk) = lock(shared).disk() {
+                disk.received(end);
+            }
+        }
     }
 
     /// Repeats epochs: first all of them in the journal, then on the disks, which is left to be done while the next ones go to the journal.
@@ -401,16 +432,23 @@ fn new_journal(vm: &str, devices: &[SharedDevice]) -> io::Result<Journal> {
 }
 
 /// Prepares one disk for its copy.
-fn begin_copy(device: &SharedDevice, from: Option<Point>) -> io::Result<()> {
+fn begin_copy(device: &SharedDevice, copy: Copy) -> io::Result<()> {
     let Some(mark) = lock(device).disk().map(|disk| Arc::clone(disk.copy_mark())) else {
         return Ok(());
     };
     // Without the device's lock, which others want meanwhile.
+    let unfinished = mark.is_unfinished()?;
     mark.begin()?;
+    let Copy { from, base } = copy;
+    let bytes = base.as_ref().map(|base| base.lacks.bytes());
     if let Some(disk) = lock(device).disk() {
-        disk.begin_copy(from)?;
-        let copy = if from.is_some() { "delta" } else { "full" };
-        tracing::info!(disk = disk.number(), copy, "disk becomes a copy");
+        disk.begin_copy(from, base)?;
+        let copy = match from {
+            None => "full",
+            Some(_) if unfinished => "resumed",
+            Some(_) => "delta",
+        };
+        tracing::info!(disk = disk.number(), copy, bytes, "disk becomes a copy");
     }
     Ok(())
 }

@@ -3,13 +3,14 @@
 use std::io;
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
-use evertwin_devices::virtio::block::{Block, BlockSet, Distrust, Held, Point};
+use evertwin_devices::virtio::block::{Block, BlockSet, CopyBase, Distrust, Held, Point};
 use evertwin_devices::virtio::{Device, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    DiskCheck, DiskChecked, DiskCopy, DiskPlan, HeldDisk, MachineError,
+    CopyBase as NamedBase, DiskCheck, DiskChecked, DiskCopy, DiskPlan, DiskPosition, HeldDisk,
+    LackingDisk, MachineError, NewBase,
 };
 
-use super::applier::{Applier, Task};
+use super::applier::{Applier, Copy, Task};
 use super::{Machine, lock};
 
 /// What is under way with the disks of one twin.
@@ -52,18 +53,27 @@ pub(super) fn held(machine: &Machine, runs: usize) -> Vec<HeldDisk> {
             changed,
             distrust,
         } = disk.held();
+        // One that can't tell is none.
+        let unfinished = disk.copy_mark().is_unfinished().unwrap_or(true);
+        let unfinished = unfinished.then_some(Distrust::Unfinished);
         all.push(HeldDisk {
             disk: disk.number(),
             points: ids(&points),
             changed: changed.runs(runs / disks),
-            distrust: distrust.map(|why| why.to_string()),
+            distrust: distrust.or(unfinished).map(|why| why.to_string()),
         });
     });
     all
 }
 
 /// Decides how each disk is copied, and says so.
-pub(super) fn plan(machine: &Machine, held: Option<&[HeldDisk]>) -> DiskPlan {
+pub(super) fn plan(
+    machine: &Machine,
+    held: Option<&[HeldDisk]>,
+    base: Option<NewBase>,
+) -> DiskPlan {
+    let mut disks = 0;
+    each(machine, |_| disks += 1);
     let mut all = DiskPlan::default();
     each(machine, |disk| {
         let number = disk.number();
@@ -79,10 +89,14 @@ pub(super) fn plan(machine: &Machine, held: Option<&[HeldDisk]>) -> DiskPlan {
                 distrust: None,
             }
         });
-        let plan = disk.plan_copy(theirs.as_ref());
+        let plan = disk.plan_copy(theirs.as_ref(), base.map(|base| Point(base.point)));
         let bytes = plan.bytes;
         match plan.from {
-            Some(_) => tracing::info!(disk = number, copy = "delta", bytes, "disk copy"),
+            Some(_) => {
+                // What is known of a disk that is no whole copy is what it lacks of one.
+                let copy = distrust.map_or("delta", |_| "resumed");
+                tracing::info!(disk = number, copy, bytes, "disk copy");
+            }
             None => {
                 let why = reason(distrust, plan.distrust.as_ref());
                 tracing::info!(disk = number, copy = "full", bytes, why, "disk copy");
@@ -93,8 +107,41 @@ pub(super) fn plan(machine: &Machine, held: Option<&[HeldDisk]>) -> DiskPlan {
             disk: number,
             from: plan.from.map(|point| point.0),
         });
+        if let Some(base) = base {
+            all.lacks.push(LackingDisk {
+                disk: number,
+                blocks: plan.lacks.runs(base.runs / disks),
+            });
+        }
     });
     all
+}
+
+/// Where the copy of this disk begins, if it is said.
+fn base_of(base: &NamedBase, disk: u32) -> Option<CopyBase> {
+    let lacking = base.lacks.iter().find(|lacking| lacking.disk == disk)?;
+    let mut lacks = BlockSet::default();
+    let runs = lacking.blocks.iter().cloned();
+    runs.for_each(|run| lacks.insert(run));
+    Some(CopyBase {
+        point: Point(base.point),
+        lacks,
+    })
+}
+
+/// Primary: the twin knows durably where its copies begin.
+pub(super) fn base_is_known(machine: &Machine, point: u128) {
+    each(machine, |disk| disk.settle_point(Point(point), true));
+}
+
+/// Whether all disks know a point durably. One without a record is always copied in full.
+pub(super) fn knows_point(machine: &Machine, point: u128) -> bool {
+    let mut knows = true;
+    each(machine, |disk| {
+        let durable = disk.durable_points();
+        knows &= durable.is_none_or(|points| points.contains(&Point(point)));
+    });
+    knows
 }
 
 /// Why a disk is copied in full.
@@ -144,17 +191,26 @@ impl Disks {
     }
 
     /// Standby: its disks become copies.
-    pub(super) fn begin_copies(&mut self, machine: &Machine, copies: &[DiskCopy]) {
+    pub(super) fn begin_copies(
+        &mut self,
+        machine: &Machine,
+        copies: &[DiskCopy],
+        base: Option<&NamedBase>,
+    ) {
         self.copying = true;
         self.followed = None;
-        let mut from = Vec::new();
+        let mut all = Vec::new();
         each(machine, |disk| {
-            let copy = copies.iter().find(|copy| copy.disk == disk.number());
-            from.push(copy.and_then(|copy| copy.from).map(Point));
+            let number = disk.number();
+            let copy = copies.iter().find(|copy| copy.disk == number);
+            all.push(Copy {
+                from: copy.and_then(|copy| copy.from).map(Point),
+                base: base.and_then(|base| base_of(base, number)),
+            });
         });
         let (tell, begun) = bounded(1);
         self.begun = Some(begun);
-        if self.applier.ask(Task::Begin(from, tell)).is_err() {
+        if self.applier.ask(Task::Begin(all, tell)).is_err() {
             // Whoever asks how far it has come is told why.
             let _ = machine.disks_changed().write(1);
         }
@@ -185,6 +241,12 @@ impl Disks {
         self.applier
             .ask(Task::Fill(writes))
             .map_err(MachineError::new)
+    }
+
+    /// Standby: the copies have come so far.
+    pub(super) fn copied(&self, to: DiskPosition) {
+        // One that can't be asked has failed, which is told elsewhere.
+        let _ = self.applier.ask(Task::Copied(to));
     }
 
     /// Standby: an epoch was committed. The first one makes copies whole.

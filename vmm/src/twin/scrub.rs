@@ -3,12 +3,14 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::{Duration, SystemTime};
 
 use evertwin_devices::virtio::block::{BLOCK_BYTES, Block, BlockReader};
 use evertwin_replicator::machine::{
     self, BlockSum, DiskCheck, DiskChecked, DiskSize, Scrubbed, Summed,
 };
 
+use super::disks::each;
 use super::{Machine, Twin, lock};
 use crate::machine::SharedDevice;
 
@@ -140,7 +142,25 @@ fn differing(devices: &[SharedDevice], check: &DiskCheck) -> Vec<u32> {
     sums.map(|sum| sum.block).collect()
 }
 
+/// Since 1970, to the second.
+fn seconds(at: SystemTime) -> u64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
 impl Scrubbed for Twin {
+    fn last_scrub(&self) -> Option<SystemTime> {
+        let mut all = Vec::new();
+        each(&self.machine, |disk| all.push(disk.scrubbed()));
+        // One that has never been compared counts for all.
+        let oldest = all.into_iter().min()??;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(oldest))
+    }
+
+    fn note_scrub(&mut self, at: SystemTime) {
+        each(&self.machine, |disk| disk.note_scrub(seconds(at)));
+    }
+
     fn disk_sizes(&self) -> Vec<DiskSize> {
         let mut sizes = Vec::new();
         for device in self.machine.devices() {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mirror::{self, Mirror, Step, Ticket};
+use super::mirror::{self, Mirror, Step, Ticket, blocks_of};
 use super::{
-    BLOCK_BYTES, Block, BlockSet, CopyMark, DiskData, DiskWrite, Distrust, Held, Operation, Point,
+    BLOCK_BYTES, Block, BlockSet, CopyBase, CopyMark, DiskData, DiskWrite, Distrust, Held,
+    Operation, Point,
 };
 
 /// What a block device needs for its mirror.
@@ -33,6 +34,8 @@ pub struct CopyPlan {
     pub from: Option<Point>,
     /// Bytes to be looked at; what of it is zero is not sent.
     pub bytes: u64,
+    /// Blocks that are copied.
+    pub lacks: BlockSet,
     /// Why this side knows no point, if it knows none.
     pub distrust: Option<Distrust>,
 }
@@ -101,37 +104,54 @@ impl Block {
     }
 
     /// Decides how the twin's disk is made a copy of this one, from what is known there. What has to be copied is given by
-    /// [`next_disk_contents`](super::Backend::next_disk_contents) then.
-    pub fn plan_copy(&mut self, theirs: Option<&Held>) -> CopyPlan {
+    /// [`next_disk_contents`](super::Backend::next_disk_contents) then. `base` is the name of this instant, for a twin that can
+    /// go on with a copy.
+    pub fn plan_copy(&mut self, theirs: Option<&Held>, base: Option<Point>) -> CopyPlan {
         let common = theirs.zip(self.mirrored.mirror.as_ref());
         let common = common.and_then(|(theirs, ours)| ours.common(theirs));
-        if let Some((point, changed)) = common {
-            let bytes = changed.bytes();
-            self.mirrored.delta = Some(changed);
-            return CopyPlan {
+        let plan = match common {
+            Some((point, changed)) => CopyPlan {
                 from: Some(point),
-                bytes,
+                bytes: changed.bytes(),
+                lacks: changed,
                 distrust: None,
-            };
+            },
+            None => {
+                let image = self.ring.image();
+                let mut all = BlockSet::default();
+                all.insert(blocks_of(0, image.bytes()));
+                CopyPlan {
+                    from: None,
+                    bytes: image.allocated(),
+                    lacks: all,
+                    distrust: self.held().distrust,
+                }
+            }
+        };
+        self.mirrored.delta = plan.from.map(|_| plan.lacks.clone());
+        let changing = self.changing();
+        if let (Some(mirror), Some(base)) = (&mut self.mirrored.mirror, base) {
+            mirror.begin_base(base, plan.from.as_slice(), changing.into_iter());
         }
-        self.mirrored.delta = None;
-        CopyPlan {
-            from: None,
-            bytes: self.ring.image().allocated(),
-            distrust: self.held().distrust,
-        }
+        plan
+    }
+
+    /// What the guest's requests in flight change.
+    fn changing(&self) -> Vec<(u64, u64)> {
+        let in_flight = self.in_flight.values();
+        in_flight.filter_map(|request| request.changes).collect()
     }
 
     /// This disk, whose [mark](Self::copy_mark) is set, becomes a copy of the twin's from now on: it is cleared, unless only what
-    /// has changed since a point will come.
+    /// has changed since a point will come. `base` names where this copy begins, if the twin can go on with it.
     ///
     /// # Errors
     /// The record or the image can't be written, or the point is not known here.
-    pub fn begin_copy(&mut self, from: Option<Point>) -> io::Result<()> {
+    pub fn begin_copy(&mut self, from: Option<Point>, base: Option<CopyBase>) -> io::Result<()> {
         self.ring.wait_until_idle()?;
         let image = self.ring.image();
         match (&mut self.mirrored.mirror, from) {
-            (Some(mirror), from) => mirror.begin_copy(from)?,
+            (Some(mirror), from) => mirror.begin_copy(from, base)?,
             (None, None) => {}
             (None, Some(_)) => {
                 let message = "nothing is known of this disk: it can't be copied in part";
@@ -147,12 +167,17 @@ impl Block {
     /// Both disks hold the same at this instant, but for what the guest's requests in flight change. Of older points only `keep`
     /// are of use.
     pub fn begin_point(&mut self, point: Point, keep: &[Point]) {
-        let under_way = self
-            .in_flight
-            .values()
-            .filter_map(|request| request.changes);
+        let changing = self.changing();
         if let Some(mirror) = &mut self.mirrored.mirror {
-            mirror.begin_point(point, keep, under_way);
+            mirror.begin_point(point, keep, changing.into_iter());
+        }
+    }
+
+    /// All that a copy brings of the disk's first `end` bytes has been written here. A later copy needs it no more once it is durable.
+    pub fn received(&mut self, end: u64) {
+        if let Some(mirror) = &mut self.mirrored.mirror {
+            mirror.received(end);
+            self.take_mirror_steps();
         }
     }
 
@@ -160,6 +185,19 @@ impl Block {
     pub fn settle_point(&mut self, point: Point, alone: bool) {
         if let Some(mirror) = &mut self.mirrored.mirror {
             mirror.settle(point, alone);
+            self.take_mirror_steps();
+        }
+    }
+
+    /// When this disk was last compared with its twin's, in seconds since 1970, as far as its record knows.
+    pub fn scrubbed(&self) -> Option<u64> {
+        self.mirrored.mirror.as_ref().and_then(Mirror::scrubbed)
+    }
+
+    /// Notes when it was.
+    pub fn note_scrub(&mut self, at: u64) {
+        if let Some(mirror) = &mut self.mirrored.mirror {
+            mirror.note_scrub(at);
             self.take_mirror_steps();
         }
     }

@@ -36,7 +36,7 @@ pub use cache::CacheMode;
 pub use copy_mark::CopyMark;
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
 pub use journal::{Journal, JournalError, JournaledDisk, Recovery, recover};
-pub use mirror::{BLOCK_BYTES, BlockSet, Distrust, Held, Point};
+pub use mirror::{BLOCK_BYTES, BlockSet, CopyBase, Distrust, Held, Point};
 pub use mirrored::CopyPlan;
 use mirrored::Mirrored;
 use operation::{Effect, Operation, Zeroing};

@@ -251,7 +251,7 @@ fn use_a_block_device(cache: CacheMode) {
         .device()
         .disk()
         .unwrap()
-        .begin_copy(None)
+        .begin_copy(None, None)
         .unwrap();
     assert!(disk.contents().iter().all(|&byte| byte == 0));
     disk.driver.device().apply_disk_writes(&writes).unwrap();

@@ -1,5 +1,7 @@
 //! The fake machine's disk, compared with its twin's: all of it is one block.
 
+use std::time::SystemTime;
+
 use evertwin_replicator::machine::{
     BlockSum, DiskCheck, DiskChecked, DiskData, DiskSize, DiskWrite, Scrubbed, Summed,
 };
@@ -12,6 +14,8 @@ pub(crate) struct Checks {
     /// What the guest had counted to, and the disk's sum then.
     sum: Option<(u64, u128)>,
     repaired: bool,
+    /// What is noted of the last pass.
+    pub last: Option<SystemTime>,
     compared: Option<DiskChecked>,
     /// The standby was to compare its disk.
     pub asked: bool,
@@ -45,6 +49,14 @@ impl Scrubbed for FakeVm {
     fn disk_sizes(&self) -> Vec<DiskSize> {
         let bytes = self.0.lock().disk_bytes().len() as u64;
         vec![DiskSize { disk: 0, bytes }]
+    }
+
+    fn last_scrub(&self) -> Option<SystemTime> {
+        self.0.lock().checks.last
+    }
+
+    fn note_scrub(&mut self, at: SystemTime) {
+        self.0.lock().checks.last = Some(at);
     }
 
     fn begin_sums(&mut self, disk: u32, blocks: &[u32]) {

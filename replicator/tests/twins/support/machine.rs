@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use evertwin_replicator::machine::{
-    Capture, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk, Identity,
-    InboundFrame, Machine, MachineError, MemoryRegion, PAGE_SIZE,
+    Capture, CopyBase, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk, Identity,
+    InboundFrame, Machine, MachineError, MemoryRegion, NewBase, PAGE_SIZE,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -74,6 +74,10 @@ pub(crate) struct Inner {
     disk_failure: Option<&'static str>,
     /// What its standby said of its disks.
     pub told: Option<Vec<HeldDisk>>,
+    /// The begin of its copies that both know.
+    base: Option<u128>,
+    /// How far its copies have come.
+    pub copied: Option<DiskPosition>,
     pub checks: Checks,
 }
 
@@ -132,6 +136,8 @@ impl FakeVm {
                 withholds: false,
                 disk_failure: None,
                 told: None,
+                base: None,
+                copied: None,
                 checks: Checks::default(),
             })),
             waiting: event(),
@@ -402,7 +408,7 @@ impl Machine for FakeVm {
         }]
     }
 
-    fn plan_copies(&mut self, held: Option<&[HeldDisk]>) -> DiskPlan {
+    fn plan_copies(&mut self, held: Option<&[HeldDisk]>, _base: Option<NewBase>) -> DiskPlan {
         let mut inner = self.0.lock();
         let tracks = inner.tracking && inner.tracks_at <= Instant::now();
         // A peer that says nothing gets everything, whatever is written meanwhile.
@@ -414,7 +420,19 @@ impl Machine for FakeVm {
         DiskPlan::default()
     }
 
-    fn begin_copies(&mut self, _copies: &[DiskCopy]) {
+    fn base_is_known(&mut self, point: u128) {
+        self.0.lock().base = Some(point);
+    }
+
+    fn knows_point(&self, point: u128) -> bool {
+        self.0.lock().base == Some(point)
+    }
+
+    fn copied(&mut self, to: DiskPosition) {
+        self.0.lock().copied = Some(to);
+    }
+
+    fn begin_copies(&mut self, _copies: &[DiskCopy], _base: Option<&CopyBase>) {
         let mut inner = self.0.lock();
         inner.disk.fill(0);
         inner.begun = true;

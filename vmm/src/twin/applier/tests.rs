@@ -10,6 +10,13 @@ use crate::memory;
 
 const SIZE: u64 = 1 << 20;
 
+fn whole() -> Copy {
+    Copy {
+        from: None,
+        base: None,
+    }
+}
+
 /// Two disks of a standby.
 struct Stage {
     directory: tempfile::TempDir,
@@ -106,7 +113,7 @@ fn copies_are_filled_without_the_journal_and_epochs_are_not() {
     let (tell, begun) = bounded(1);
     stage
         .applier
-        .ask(Task::Begin(vec![None, None], tell))
+        .ask(Task::Begin(vec![whole(), whole()], tell))
         .unwrap();
     begun.recv().unwrap().unwrap();
     stage.applier.ask(Task::Fill(vec![write(0, 0, 1)])).unwrap();

@@ -9,9 +9,12 @@
 //! | 16 | 8 | sequence | | 8 | 8 | offset on the disk |
 //! | 24 | 8 | bytes behind the head | | 16 | 8 | length |
 //! | 32 | 8 | number of writes | | 24 | 8 | zero |
-//! | 40 | 8 | zero | | | | |
+//! | 40 | 8 | batch | | | | |
 //! | 48 | 8 | xxh3-64 over what is behind the head | | | | |
 //! | 56 | 8 | xxh3-64 over bytes 0 to 55 | | | | |
+//!
+//! The batch is the number of the first of all entries that were made durable together with this one: those before it were durable
+//! when this one was written. An entry without writes closes its file: what the other file has is not needed any more.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -30,6 +33,8 @@ pub(super) struct Head {
     pub(super) life: u64,
     /// Number of the entry in that life.
     pub(super) sequence: u64,
+    /// All entries before this number were durable when this one was written. Older builds say 0.
+    pub(super) batch: u64,
     /// Bytes behind the head.
     pub(super) len: u64,
     writes: u64,
@@ -43,7 +48,7 @@ pub(super) fn size(writes: &[DiskWrite]) -> u64 {
 }
 
 /// Head and descriptors of an entry; the bytes of its writes follow, in order.
-pub(super) fn encode(life: u64, sequence: u64, writes: &[DiskWrite]) -> Vec<u8> {
+pub(super) fn encode(life: u64, sequence: u64, batch: u64, writes: &[DiskWrite]) -> Vec<u8> {
     let mut bytes = vec![0; HEAD];
     for write in writes {
         let (kind, len) = match &write.data {
@@ -69,7 +74,7 @@ pub(super) fn encode(life: u64, sequence: u64, writes: &[DiskWrite]) -> Vec<u8> 
         sequence,
         len as u64,
         writes.len() as u64,
-        0,
+        batch,
         hash.digest(),
     ];
     for (place, word) in bytes[8..].chunks_exact_mut(8).zip(words) {
@@ -92,20 +97,26 @@ impl Head {
     /// None if these bytes are no head.
     pub(super) fn decode(bytes: &[u8; HEAD]) -> Option<Self> {
         let (rest, sum) = bytes.split_at(HEAD - 8);
-        if xxh3_64(rest).to_le_bytes() != sum || !rest.starts_with(&MAGIC) {
+        if !rest.starts_with(&MAGIC) || xxh3_64(rest).to_le_bytes() != sum {
             return None;
         }
         let mut words = rest[8..].chunks_exact(8).map(u64_of);
         let mut next = || words.next().unwrap_or_default();
-        let (life, sequence, len, writes, _, sum) =
+        let (life, sequence, len, writes, batch, sum) =
             (next(), next(), next(), next(), next(), next());
         Some(Self {
             life,
             sequence,
+            batch,
             len,
             writes,
             sum,
         })
+    }
+
+    /// Whether it is the last of its file.
+    pub(super) fn closes(&self) -> bool {
+        self.writes == 0
     }
 
     /// The entry's writes. None if these bytes are not those that were written behind this head.

@@ -167,12 +167,18 @@ impl Journal {
             self.turn_over()?;
         }
         self.flushed[self.current] = false;
+        let batch = self.sequence;
         let file = &mut self.files[self.current];
         let epochs = epochs.iter().filter(|writes| !writes.is_empty());
         let sizes = epochs.clone().map(|writes| entry::size(writes));
         let mut pages = file.pages(self.at, sizes.sum());
         for writes in epochs {
-            pages.push(&entry::encode(self.master.life, self.sequence, writes))?;
+            pages.push(&entry::encode(
+                self.master.life,
+                self.sequence,
+                batch,
+                writes,
+            ))?;
             entry::contents(writes).try_for_each(|data| pages.push(data))?;
             pages.fill_up()?;
             self.sequence += 1;
@@ -218,15 +224,26 @@ impl Journal {
     /// Goes on in the other file.
     fn turn_over(&mut self) -> io::Result<()> {
         let full = self.current;
-        self.current = 1 - full;
-        self.at = PAGE as u64;
+        let next = 1 - full;
         // Nobody relies on the order of what is on the disk as long as an unfinished copy is not durable there, and to flush all of
         // that may take minutes.
-        if self.is_copied() {
-            self.await_flush(self.current)?;
-            self.begin_flush(Some(full))?;
+        let copied = self.is_copied();
+        if copied {
+            self.await_flush(next)?;
         }
-        Ok(())
+        // Else nobody could tell an entry that is damaged from one that is being overwritten.
+        let number = self.sequence;
+        let closing = entry::encode(self.master.life, number, number, &[]);
+        let mut pages = self.files[full].pages(self.at, closing.len() as u64);
+        pages.push(&closing)?;
+        pages.finish()?;
+        self.sequence += 1;
+        self.current = next;
+        self.at = PAGE as u64;
+        match copied {
+            true => self.begin_flush(Some(full)),
+            false => Ok(()),
+        }
     }
 
     /// Waits until all that a file has is durable on the disks.

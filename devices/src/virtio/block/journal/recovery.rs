@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::image_id::{is_newer, stamp};
 use super::super::sealed::{BadHeader, PAGE, read_header};
@@ -20,8 +20,14 @@ pub enum Recovery {
     Repeated(u64),
     /// Entries that were forgotten, because a disk is no longer what it was.
     Forgotten(String),
-    /// Entries are missing in the middle: the disks, which may be between two epochs, are marked as unfinished copies.
-    Damaged,
+    /// An entry is damaged that was durable: the disks, which may be between two epochs, are marked as unfinished copies, and nothing that was
+    /// known of them is trusted.
+    Damaged {
+        /// The file that it is in.
+        path: PathBuf,
+        /// Its number.
+        entry: u64,
+    },
 }
 
 /// Why disks can't be brought to an epoch.
@@ -91,22 +97,22 @@ pub fn recover(
         },
     };
     let mut chains = Vec::new();
-    for file in files.iter() {
-        let chain = Chain::read(file, &master).map_err(io)?;
-        chains.extend(chain.filter(|chain| !chain.entries.is_empty()));
+    for (file, path) in files.iter().zip(&paths) {
+        chains.push(Chain::read(file, path, &master).map_err(io)?);
     }
     chains.sort_by_key(|chain| chain.first);
-    let recovery = match &chains[..] {
-        [] => return Ok(Recovery::Nothing),
-        [one, other] if one.end() != other.first => {
-            let mut marks = disks.iter().map(|disk| &disk.copy_mark);
-            marks.try_for_each(|mark| mark.begin()).map_err(io)?;
-            Recovery::Damaged
+    let damage = damage(&chains, &master).map_err(io)?;
+    chains.retain(|chain| !chain.entries.is_empty());
+    if damage.is_none() && chains.is_empty() {
+        return Ok(Recovery::Nothing);
+    }
+    let recovery = match (distrust(&master, vm, disks, &files).map_err(io)?, damage) {
+        (Some(why), _) => Recovery::Forgotten(why),
+        (None, Some((path, entry))) => {
+            distrust_disks(disks).map_err(io)?;
+            Recovery::Damaged { path, entry }
         }
-        chains => match distrust(&master, vm, disks, &files).map_err(io)? {
-            Some(why) => Recovery::Forgotten(why),
-            None => Recovery::Repeated(repeat_all(chains, &files, disks, repeat).map_err(io)?),
-        },
+        (None, None) => Recovery::Repeated(repeat_all(&chains, &files, disks, repeat).map_err(io)?),
     };
     let life = master.life.wrapping_add(1);
     write_master(&files[0], &Master { life, ..master }).map_err(io)?;
@@ -116,6 +122,9 @@ pub fn recover(
 /// The entries of one file.
 struct Chain<'a> {
     file: &'a File,
+    path: &'a Path,
+    /// Where they end.
+    at: u64,
     /// Number of the first.
     first: u64,
     /// Where they are.
@@ -123,37 +132,40 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// All that follow each other from the file's beginning. None if there is nothing.
-    fn read(file: &'a File, master: &Master) -> io::Result<Option<Self>> {
+    /// All that follow each other from the file's beginning.
+    fn read(file: &'a File, path: &'a Path, master: &Master) -> io::Result<Self> {
         let life = master.life;
         let unit = match master.version {
             PACKED => 1,
             _ => PAGE as u64,
         };
         let bytes = file.metadata()?.len();
-        let mut chain: Option<Self> = None;
-        let mut at = PAGE as u64;
+        let mut chain = Self {
+            file,
+            path,
+            at: PAGE as u64,
+            first: 0,
+            entries: Vec::new(),
+        };
         let mut head = [0; HEAD];
-        while at + HEAD as u64 <= bytes {
-            file.read_exact_at(&mut head, at)?;
-            let expected = chain.as_ref().map(Self::end);
+        while chain.at + HEAD as u64 <= bytes {
+            file.read_exact_at(&mut head, chain.at)?;
+            let begins = chain.entries.is_empty();
             let head = Head::decode(&head)
                 .filter(|head| head.life == life)
-                .filter(|head| expected.is_none_or(|number| head.sequence == number))
-                .filter(|head| head.len <= bytes - at - HEAD as u64);
+                .filter(|head| begins || head.sequence == chain.end())
+                .filter(|head| head.len <= bytes - chain.at - HEAD as u64);
             let Some(head) = head else {
                 break;
             };
-            if read_writes(file, at, &head)?.is_none() {
+            if read_writes(file, chain.at, &head)?.is_none() {
                 break;
             }
-            let chain = chain.get_or_insert(Self {
-                file,
-                first: head.sequence,
-                entries: Vec::new(),
-            });
-            chain.entries.push((at, head));
-            at = (at + HEAD as u64 + head.len).next_multiple_of(unit);
+            if begins {
+                chain.first = head.sequence;
+            }
+            chain.entries.push((chain.at, head));
+            chain.at = (chain.at + HEAD as u64 + head.len).next_multiple_of(unit);
         }
         Ok(chain)
     }
@@ -162,6 +174,64 @@ impl<'a> Chain<'a> {
     fn end(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
+
+    /// Whether nobody needs what the other file has.
+    fn is_closed(&self) -> bool {
+        self.entries.last().is_some_and(|(_, head)| head.closes())
+    }
+
+    /// Whether there is, anywhere behind its end, an entry that was written when that number was durable already.
+    fn outlives(&self, number: u64, life: u64) -> io::Result<bool> {
+        let bytes = self.file.metadata()?.len();
+        let mut head = [0; HEAD];
+        let mut at = self.at.next_multiple_of(PAGE as u64);
+        while at + HEAD as u64 <= bytes {
+            self.file.read_exact_at(&mut head, at)?;
+            let found = Head::decode(&head).filter(|head| head.life == life);
+            if found.is_some_and(|head| head.batch > number) {
+                return Ok(true);
+            }
+            at += PAGE as u64;
+        }
+        Ok(false)
+    }
+}
+
+/// An entry that was durable and is not there any more: its file and number. What was under way at a loss of power may be torn, but
+/// then nothing that was written later is there.
+fn damage(chains: &[Chain<'_>], master: &Master) -> io::Result<Option<(PathBuf, u64)>> {
+    let found: Vec<_> = chains
+        .iter()
+        .filter(|chain| !chain.entries.is_empty())
+        .collect();
+    let missing = match found[..] {
+        [one, other] if one.end() != other.first => Some((one.path, one.end())),
+        // The file before it is overwritten only after this one says so, but for the form before.
+        [one] if one.first > 0 && !one.is_closed() && master.version != PACKED => {
+            let other = chains.iter().find(|chain| chain.entries.is_empty());
+            other.map(|other| (other.path, one.first - 1))
+        }
+        _ => None,
+    };
+    if let Some((path, entry)) = missing {
+        return Ok(Some((path.into(), entry)));
+    }
+    let next = found.last().map_or(0, |chain| chain.end());
+    for chain in chains {
+        if chain.outlives(next, master.life)? {
+            return Ok(Some((chain.path.into(), next)));
+        }
+    }
+    Ok(None)
+}
+
+/// What these disks hold is no epoch: no guest is booted from them, and a copy to them is a full one.
+fn distrust_disks(disks: &[JournaledDisk]) -> io::Result<()> {
+    for disk in disks {
+        disk.copy_mark.begin()?;
+        mirror::forget_at(&disk.path, disk.is_device)?;
+    }
+    Ok(())
 }
 
 fn read_writes(file: &File, at: u64, head: &Head) -> io::Result<Option<Vec<DiskWrite>>> {
@@ -213,6 +283,9 @@ fn repeat_all(
             // Who dies here has not changed the disks behind the journal's back.
             files.iter().try_for_each(stamp)?;
             let writes = read_writes(chain.file, *at, head)?;
+            if head.closes() {
+                continue;
+            }
             repeat(&writes.ok_or(io::ErrorKind::InvalidData)?)?;
             epochs += 1;
         }

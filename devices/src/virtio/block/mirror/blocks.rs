@@ -28,6 +28,11 @@ impl BlockSet {
         self.0.insert_range(blocks);
     }
 
+    /// Takes away all blocks below this number.
+    pub(super) fn remove_below(&mut self, end: u32) {
+        self.0.remove_range(..end);
+    }
+
     /// Leaves only blocks below this number.
     pub(super) fn cut(&mut self, end: u32) {
         self.0.remove_range(end..);

@@ -10,6 +10,7 @@
 //! [`open`](Mirror::open), [`begin_copy`](Mirror::begin_copy), [`close`](Mirror::close), [`forget`] and a failure write by themselves.
 
 mod blocks;
+mod copying;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ use super::image_id::{self, ImageId, changed_at};
 use blocks::MAX_BYTES;
 pub(super) use blocks::blocks_of;
 pub use blocks::{BLOCK_BYTES, BlockSet};
+pub use copying::CopyBase;
+use copying::Copying;
 pub use record::Point;
 use record::{Header, REGION_BYTES, page, page_of, pages, regions_of};
 
@@ -98,6 +101,8 @@ pub(super) enum Ticket {
     Bits,
     Flush(u64),
     Header(u64),
+    /// A header that says no more of points than the one before it.
+    Note,
 }
 
 /// A point and what was written since.
@@ -115,6 +120,8 @@ struct Settling {
     point: Point,
     /// It is the only one that is kept.
     alone: bool,
+    /// Blocks below this number are no longer missing once they are durable.
+    received: u32,
     /// Regions whose bits must be durable before a header says so.
     needed: Option<RoaringBitmap>,
     header_sent: bool,
@@ -137,6 +144,10 @@ pub(super) struct Mirror {
     /// Bits may be taken back when none are on their way.
     clearing: bool,
     settling: Option<Settling>,
+    /// What comes into this disk, if it is being made a copy.
+    copying: Option<Copying>,
+    /// The newest point is where a copy of this disk has begun.
+    based: bool,
     /// Numbers the points that were settled, so that a late answer is not taken for another's.
     settled: u64,
     reached: Option<Point>,
@@ -164,7 +175,12 @@ pub(super) fn trusting(image: &File, path: &Path, is_device: bool) -> io::Result
 
 /// Makes sure that nobody trusts what was known of an image: it is about to be written to without a mirror.
 pub(super) fn forget(image: &DiskImage) -> io::Result<()> {
-    let path = path_of(image);
+    forget_at(image.path(), image.is_device())
+}
+
+/// The same for the image at this path.
+pub(super) fn forget_at(image: &Path, is_device: bool) -> io::Result<()> {
+    let path = beside::place(image, is_device, SUFFIX);
     match fs::remove_file(&path) {
         Ok(()) => beside::sync_directory(&path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -209,6 +225,8 @@ impl Mirror {
             wanted: RoaringBitmap::new(),
             clearing: false,
             settling: None,
+            copying: None,
+            based: false,
             settled: 0,
             reached: None,
             steps: Vec::new(),
@@ -263,12 +281,13 @@ impl Mirror {
     pub(super) fn held(&self) -> Held {
         let durable = self.points.iter().filter(|known| known.durable);
         let distrust = self.distrust.clone();
-        let oldest = self.points.first();
+        let mut changed = BlockSet::default();
+        for known in &self.points {
+            changed.unite(&known.changed);
+        }
         Held {
             points: durable.map(|known| known.point).collect(),
-            changed: oldest
-                .map(|known| known.changed.clone())
-                .unwrap_or_default(),
+            changed,
             distrust: distrust.filter(|_| self.points.iter().all(|known| !known.durable)),
         }
     }
@@ -284,24 +303,15 @@ impl Mirror {
         Some((known.point, changed))
     }
 
-    /// This disk is about to become a copy: of all, or from this point on.
-    ///
-    /// # Errors
-    /// There is no such point, or the record can't be written.
-    pub(super) fn begin_copy(&mut self, from: Option<Point>) -> io::Result<()> {
-        self.settling = None;
-        self.points.retain(|known| Some(known.point) == from);
-        if from.is_none() {
-            self.distrust = Some(Distrust::Unfinished);
-            return self.write_header().map_err(|e| named(&self.path, e));
-        }
-        match self.points.is_empty() {
-            true => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the twin wants to copy from a point that this disk does not know",
-            )),
-            false => Ok(()),
-        }
+    /// The newest point is where a copy of this disk begins.
+    pub(super) fn begin_base(
+        &mut self,
+        point: Point,
+        keep: &[Point],
+        under_way: impl Iterator<Item = (u64, u64)>,
+    ) {
+        self.begin_point(point, keep, under_way);
+        self.based = true;
     }
 
     /// Both disks hold the same from now on, but for what is under way here. Of older points only these are kept.
@@ -315,6 +325,8 @@ impl Mirror {
             return;
         }
         self.settling = None;
+        self.copying = None;
+        self.based = false;
         self.points
             .retain(|known| known.durable && known.point != point && keep.contains(&known.point));
         let mut changed = BlockSet::default();
@@ -331,11 +343,16 @@ impl Mirror {
     /// Makes a point durable that has begun, so that a later run knows it; `alone`: the twin does already, and older
     /// ones are of no use any more.
     pub(super) fn settle(&mut self, point: Point, alone: bool) {
+        self.settle_with(point, alone, 0);
+    }
+
+    fn settle_with(&mut self, point: Point, alone: bool, received: u32) {
         if self.points.iter().any(|known| known.point == point) {
             self.settled += 1;
             self.settling = Some(Settling {
                 point,
                 alone,
+                received,
                 needed: None,
                 header_sent: false,
             });
@@ -363,7 +380,7 @@ impl Mirror {
     pub(super) fn wants_point(&self) -> bool {
         !self.failed
             && match self.points.last() {
-                Some(known) => !known.durable || !known.changed.is_empty(),
+                Some(known) => !known.durable || !known.changed.is_empty() || self.based,
                 None => true,
             }
     }
@@ -394,6 +411,29 @@ impl Mirror {
         fail::fail_point!("mirror::unnoted", |_| ());
         for known in &mut self.points {
             known.changed.insert_bytes(offset, len);
+        }
+    }
+
+    /// When the disk was last compared with its twin's, as noted: seconds since 1970.
+    pub(super) fn scrubbed(&self) -> Option<u64> {
+        self.header.scrubbed
+    }
+
+    /// Notes that.
+    pub(super) fn note_scrub(&mut self, at: u64) {
+        self.header.scrubbed = Some(at);
+        // A point's own header takes it along.
+        if self.failed || self.settling.is_some() {
+            return;
+        }
+        self.header.points = self.durable_points();
+        match self.header.advance() {
+            Ok((offset, bytes)) => {
+                let bytes = bytes.into();
+                self.steps
+                    .push((Ticket::Note, Step::Write { offset, bytes }));
+            }
+            Err(error) => self.fail(&error.to_string()),
         }
     }
 
@@ -438,16 +478,21 @@ impl Mirror {
                     return;
                 };
                 let alone = settling.alone.then_some(settling.point);
-                let mut stay = self.points.iter();
-                let oldest = stay.find(|known| alone.is_none_or(|point| known.point == point));
-                let needed = oldest.map_or_else(RoaringBitmap::new, regions);
+                for known in &mut self.points {
+                    if known.point == settling.point {
+                        known.changed.remove_below(settling.received);
+                    }
+                }
+                let stay = self.points.iter();
+                let stay = stay.filter(|known| alone.is_none_or(|point| known.point == point));
+                let needed = regions(stay);
                 self.wanted |= &needed - &self.marked;
                 settling.needed = Some(needed);
                 self.mark();
                 self.go_on();
             }
             Ticket::Header(number) if number == self.settled => self.header_is_durable(),
-            Ticket::Flush(_) | Ticket::Header(_) => {}
+            Ticket::Flush(_) | Ticket::Header(_) | Ticket::Note => {}
         }
     }
 
@@ -490,6 +535,7 @@ impl Mirror {
         self.reached = Some(point);
         self.clearing = true;
         self.mark();
+        self.settle_received();
     }
 
     /// Sends the bits that are wanted, or else takes back those that nobody needs any more: one or the other at a time, so that
@@ -504,7 +550,7 @@ impl Mirror {
             let changed = &wanted - before;
             (before | &wanted, changed)
         } else if std::mem::take(&mut self.clearing) {
-            let needed = self.points.first().map_or_else(RoaringBitmap::new, regions);
+            let needed = regions(self.points.iter());
             let kept = before & &needed;
             let changed = before - &kept;
             // From here on such a region needs its bit anew.
@@ -594,12 +640,11 @@ fn trusted(
     })
 }
 
-/// The regions of all that was written since a point.
-fn regions(known: &Known) -> RoaringBitmap {
+/// The regions of all that was written since these points.
+fn regions<'a>(points: impl Iterator<Item = &'a Known>) -> RoaringBitmap {
     let per_region = (REGION_BYTES / BLOCK_BYTES) as u32;
     let mut regions = RoaringBitmap::new();
-    for run in known.changed.runs(usize::MAX) {
-        let Range { start, end } = run;
+    for Range { start, end } in points.flat_map(|known| known.changed.runs(usize::MAX)) {
         regions.insert_range(start / per_region..end.div_ceil(per_region));
     }
     regions

@@ -45,6 +45,9 @@ pub(super) struct Header {
     pub(super) points: Vec<Point>,
     /// When the image was changed last, if it was put down in an orderly way.
     pub(super) closed: Option<i128>,
+    /// The disk was last compared with its twin's then, or that was first thought of: seconds since 1970. Older builds know nothing of it.
+    #[serde(default)]
+    pub(super) scrubbed: Option<u64>,
 }
 
 impl From<BadHeader> for Distrust {
@@ -66,6 +69,7 @@ impl Header {
             image,
             points: Vec::new(),
             closed: None,
+            scrubbed: None,
         }
     }
 

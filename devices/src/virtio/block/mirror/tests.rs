@@ -4,23 +4,23 @@ use tempfile::TempDir;
 
 use super::*;
 
-const MIB: u64 = 1 << 20;
-const SIZE: u64 = 64 * MIB;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 64 * MIB;
 const VM: &str = "shop";
 
 /// An image in a directory of its own, as one run of a twin has it.
-struct Run {
-    image: DiskImage,
-    mirror: Mirror,
+pub(super) struct Run {
+    pub(super) image: DiskImage,
+    pub(super) mirror: Mirror,
 }
 
-fn image(directory: &TempDir) -> PathBuf {
+pub(super) fn image(directory: &TempDir) -> PathBuf {
     let path = directory.path().join("disk.img");
     File::create(&path).unwrap().set_len(SIZE).unwrap();
     path
 }
 
-fn run(path: &Path) -> Run {
+pub(super) fn run(path: &Path) -> Run {
     let image = DiskImage::open(path, false).unwrap();
     let mirror = Mirror::open(&image, VM, 0).unwrap();
     Run { image, mirror }
@@ -28,7 +28,7 @@ fn run(path: &Path) -> Run {
 
 impl Run {
     /// Does all steps that are to be done.
-    fn work(&mut self) {
+    pub(super) fn work(&mut self) {
         loop {
             let steps = self.mirror.take_steps();
             if steps.is_empty() {
@@ -41,14 +41,14 @@ impl Run {
         }
     }
 
-    fn act(&self, step: &Step) {
+    pub(super) fn act(&self, step: &Step) {
         if let Step::Write { offset, bytes } = step {
             self.mirror.file().write_all_at(bytes, *offset).unwrap();
         }
     }
 
     /// The guest writes, when it may.
-    fn write(&mut self, offset: u64) {
+    pub(super) fn write(&mut self, offset: u64) {
         if !self.mirror.touch(offset, 4096) {
             assert!(!self.mirror.is_marked(offset, 4096));
             self.work();
@@ -56,19 +56,19 @@ impl Run {
         assert!(self.mirror.is_marked(offset, 4096));
     }
 
-    fn point(&mut self, number: u128, keep: &[Point], alone: bool) {
+    pub(super) fn point(&mut self, number: u128, keep: &[Point], alone: bool) {
         self.mirror.begin_point(Point(number), keep, [].into_iter());
         self.mirror.settle(Point(number), alone);
         self.work();
         assert_eq!(self.mirror.take_reached(), Some(Point(number)));
     }
 
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         self.mirror.close(&self.image);
     }
 }
 
-fn blocks(runs: impl IntoIterator<Item = Range<u32>>) -> BlockSet {
+pub(super) fn blocks(runs: impl IntoIterator<Item = Range<u32>>) -> BlockSet {
     let mut set = BlockSet::default();
     runs.into_iter().for_each(|run| set.insert(run));
     set
@@ -185,16 +185,16 @@ fn an_unfinished_full_copy_holds_nothing() {
     let path = image(&directory);
     let mut standby = run(&path);
     standby.point(1, &[], false);
-    assert!(standby.mirror.begin_copy(Some(Point(7))).is_err());
+    assert!(standby.mirror.begin_copy(Some(Point(7)), None).is_err());
     standby.point(1, &[], false);
-    standby.mirror.begin_copy(None).unwrap();
+    standby.mirror.begin_copy(None, None).unwrap();
     assert_eq!(standby.mirror.held().distrust, Some(Distrust::Unfinished));
     drop(standby);
     let mut standby = run(&path);
     assert_eq!(standby.mirror.held().distrust, Some(Distrust::Unfinished));
     standby.point(2, &[], false);
     // An unfinished copy of what has changed leaves what is known as it was.
-    standby.mirror.begin_copy(Some(Point(2))).unwrap();
+    standby.mirror.begin_copy(Some(Point(2)), None).unwrap();
     drop(standby);
     assert_eq!(run(&path).mirror.held().points, [Point(2)]);
 }
@@ -327,6 +327,38 @@ fn a_guest_without_a_twin_leaves_no_record() {
     forget(&first.image).unwrap();
     drop(first);
     assert_eq!(run(&path).mirror.held().distrust, Some(Distrust::New));
+}
+
+#[test]
+fn when_a_disk_was_compared_is_known_to_the_next_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory);
+    let mut first = run(&path);
+    assert_eq!(first.mirror.scrubbed(), None);
+    first.point(1, &[], true);
+    first.write(0);
+    first.mirror.note_scrub(1_700_000_000);
+    first.work();
+    // It is killed, and what it knew besides is there as before.
+    drop(first);
+    let mut second = run(&path);
+    assert_eq!(second.mirror.scrubbed(), Some(1_700_000_000));
+    let held = second.mirror.held();
+    assert_eq!(
+        (held.points, held.changed),
+        (vec![Point(1)], blocks(Some(0..16)))
+    );
+    // While a point is made durable its header takes the word along.
+    second
+        .mirror
+        .begin_point(Point(2), &[Point(1)], [].into_iter());
+    second.mirror.settle(Point(2), true);
+    second.mirror.note_scrub(1_800_000_000);
+    second.work();
+    drop(second);
+    let third = run(&path).mirror;
+    assert_eq!(third.scrubbed(), Some(1_800_000_000));
+    assert_eq!(third.held().points, [Point(2)]);
 }
 
 #[test]
