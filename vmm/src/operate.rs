@@ -1,11 +1,11 @@
-//! `evertwin status`, `switchover`, `promote`, `leave`, `level` and `scrub`.
+//! `evertwin status`, `switchover`, `promote`, `leave`, `level`, `grow` and `scrub`.
 
 mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::cli::TwinArgs;
+use crate::cli::{GrowArgs, TwinArgs};
 use crate::config::{self, ConfigError, ReplicationConfig};
 use crate::control::{self, ClientError, Reply, Request, VmStatus};
 pub use scrub::scrub;
@@ -94,6 +94,23 @@ pub fn level(target: &TwinArgs) -> Result<ExitCode, OperateError> {
     let replication = replication(target)?.ok_or(OperateError::NoLevel)?;
     let lease_ms = replication.lease.map(|lease| lease.as_millis() as u64);
     command(target, Request::Level { lease_ms })
+}
+
+/// Has a disk grow under the guest.
+///
+/// # Errors
+/// The size is none, the twin can't be asked, or it does not obey.
+pub fn grow(options: &GrowArgs) -> Result<ExitCode, OperateError> {
+    let (target, disk) = (&options.twin, options.disk);
+    let bytes = options.size.as_deref().map(config::parse_disk_size);
+    let bytes = bytes.transpose()?;
+    let path = socket(target)?.ok_or(OperateError::NoTwin)?;
+    match control::ask(&path, Request::Grow { disk, bytes })? {
+        Reply::Grown { bytes } if target.json => println!("{{\"bytes\":{bytes}}}"),
+        Reply::Grown { bytes } => println!("done, disk {disk} has {bytes} bytes"),
+        other => return Err(unexpected(other)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn unexpected(reply: Reply) -> OperateError {

@@ -4,6 +4,7 @@ mod actions;
 mod disks;
 mod failing;
 mod frames;
+mod growing;
 mod inbound;
 mod missed;
 mod operator;
@@ -24,11 +25,12 @@ use tracing::{info, warn};
 use crate::arbiter::{Arbiter, ArbiterThread};
 use crate::config::{Config, Ended, Error};
 use crate::crash::crash_point;
-use crate::machine::{Capture, DiskWrite, Identity, Machine};
+use crate::machine::{Capture, DiskSize, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
 use disks::Disks;
+use growing::Growth;
 use inbound::Kept;
 use missed::Missed;
 use operator::Pending;
@@ -78,6 +80,10 @@ pub(crate) struct Driver<'a> {
     last_epoch: u64,
     /// The newest version of the protocol that the peer speaks.
     peer_version: u16,
+    /// How large the peer's disks are, as it said when it greeted; empty if they are as large as here.
+    peer_sizes: Vec<DiskSize>,
+    /// Primary: a disk that is about to grow.
+    growth: Option<Growth>,
     missed: Missed,
     /// Until when frames for a guest that was handed over are passed on.
     forward_until: Option<Instant>,
@@ -151,6 +157,8 @@ impl<'a> Driver<'a> {
             kept: Kept::default(),
             last_epoch: 0,
             peer_version: 0,
+            peer_sizes: Vec::new(),
+            growth: None,
             missed: Missed::new(),
             forward_until: None,
             pending: None,
@@ -284,6 +292,7 @@ impl<'a> Driver<'a> {
                 self.tell_begun()?;
                 self.tell_reached();
                 self.look_for_failure();
+                self.look_for_room();
                 self.go_on_scrubbing();
             }
             Op::Exited => self.guest_exited()?,

@@ -10,9 +10,9 @@ pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 /// brought its kind, so that twins of neighbouring versions understand each other in all that
 /// both know.
 pub(crate) const VERSION: u16 = if cfg!(feature = "previous-protocol") {
-    4
-} else {
     5
+} else {
+    6
 };
 
 /// The oldest version that this build speaks.
@@ -29,6 +29,8 @@ pub(crate) const MIRROR: u16 = 4;
 
 /// The version that brought the comparison of disks.
 pub(crate) const SCRUB: u16 = 5;
+/// The version that brought disks that grow.
+pub(crate) const GROW: u16 = 6;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -100,6 +102,10 @@ pub enum Kind {
     DiskCheck = 26,
     /// Which of them differ at the standby.
     DiskChecked = 27,
+    /// The standby is to make room for a disk that grows.
+    DiskRoom = 28,
+    /// It has, or why not.
+    DiskRoomMade = 29,
 }
 
 impl Kind {
@@ -114,6 +120,7 @@ impl Kind {
             | Self::DiskPoint
             | Self::PointReached => MIRROR,
             Self::DiskCheck | Self::DiskChecked => SCRUB,
+            Self::DiskRoom | Self::DiskRoomMade => GROW,
             _ => OLDEST,
         }
     }
@@ -151,6 +158,8 @@ impl TryFrom<u16> for Kind {
             25 => Self::PointReached,
             26 => Self::DiskCheck,
             27 => Self::DiskChecked,
+            28 => Self::DiskRoom,
+            29 => Self::DiskRoomMade,
             other => return Err(WireError::Kind(other)),
         })
     }

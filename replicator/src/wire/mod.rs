@@ -8,6 +8,7 @@ mod beacon;
 mod difference;
 mod epoch;
 mod frame;
+pub(crate) mod growth;
 mod header;
 mod hello;
 mod inbound;
@@ -24,7 +25,9 @@ pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
-pub(crate) use header::{BEACON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION};
+pub(crate) use header::{
+    BEACON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION,
+};
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};

@@ -144,6 +144,13 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
         Request::Level { lease_ms } => {
             return done(controller.level(lease_ms.map(Duration::from_millis), STATUS));
         }
+        Request::Grow { disk, bytes } => {
+            return match controller.grow(disk, bytes, COMMAND) {
+                Ok(Ok(bytes)) => Reply::Grown { bytes },
+                Ok(Err(why)) => Reply::Error(why.to_string()),
+                Err(why) => Reply::Error(why.to_string()),
+            };
+        }
         Request::Scrub { memory } => {
             return match controller.scrub(memory, STATUS) {
                 Ok(number) => Reply::Scrubbing { number },

@@ -12,10 +12,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use evertwin_devices::virtio::block::{Block, Journal, Point};
 use evertwin_devices::virtio::{DiskData, DiskWrite};
 use evertwin_replicator::crash::crash_point;
-use evertwin_replicator::machine::{DiskCheck, DiskChecked};
+use evertwin_replicator::machine::{DiskCheck, DiskChecked, DiskRoom, MachineError, RoomMade};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{lock, scrub};
+use super::{growth, lock, scrub};
 use crate::machine::{self, SharedDevice};
 
 /// Bytes of writes that may wait for the disks; who brings more waits as well.
@@ -38,6 +38,8 @@ pub(super) enum Task {
     Finish,
     /// What they hold now is this point. Older ones but these can be forgotten.
     Follow(Point, Vec<Point>),
+    /// One of them is to grow.
+    Room(DiskRoom, Sender<RoomMade>),
     /// One of them is compared as it is now.
     Compare(DiskCheck, Sender<DiskChecked>),
     /// The guest goes on here: nobody else writes to them from now on.
@@ -242,6 +244,12 @@ impl Worker {
                 });
                 Ok(())
             }
+            Task::Room(room, tell) => {
+                let made = self.make_room(room);
+                let _ = tell.send((room.size, made));
+                let _ = self.changed.write(1);
+                Ok(())
+            }
             Task::Compare(check, tell) => {
                 let _ = tell.send(scrub::compare(&self.devices, &check));
                 let _ = self.changed.write(1);
@@ -273,6 +281,19 @@ impl Worker {
             Some(mut journal) => journal.forget(),
             None => Ok(()),
         }
+    }
+
+    /// A disk's image becomes larger, and all that is known of it beside it. What the journal has stays good.
+    fn make_room(&mut self, room: DiskRoom) -> Result<(), MachineError> {
+        if let Some(journal) = &self.journal {
+            journal.expect_growth().map_err(MachineError::new)?;
+        }
+        growth::use_room(&self.devices, room)?;
+        if let Some(journal) = &mut self.journal {
+            let disks = machine::journaled(&self.devices);
+            journal.images_have_grown(disks.map_err(MachineError::new)?);
+        }
+        Ok(())
     }
 
     /// Prepares each disk for its copy.

@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use evertwin_devices::virtio::block::{Block, BlockSet, Distrust, Held, Point};
 use evertwin_devices::virtio::{Device, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    DiskCheck, DiskChecked, DiskCopy, DiskPlan, HeldDisk, MachineError,
+    DiskCheck, DiskChecked, DiskCopy, DiskPlan, DiskRoom, HeldDisk, MachineError, RoomMade,
 };
 
 use super::applier::{Applier, Task};
@@ -203,6 +203,15 @@ impl Disks {
         // One that can't be asked has failed, which is told elsewhere.
         let _ = self.applier.ask(Task::Compare(check, tell));
         compared
+    }
+
+    /// Begins to make room for a disk that grows, behind all that was asked before.
+    pub(super) fn make_room(&self, room: DiskRoom) -> Receiver<RoomMade> {
+        let (tell, made) = bounded(1);
+        if let Err(failure) = self.applier.ask(Task::Room(room, tell.clone())) {
+            let _ = tell.send((room.size, Err(MachineError::new(failure))));
+        }
+        made
     }
 
     /// Standby: what is on the disks is all that has come.

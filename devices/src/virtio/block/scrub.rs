@@ -88,7 +88,7 @@ fn read(file: &File, place: &Place) -> io::Result<Arc<[u8]>> {
 impl Block {
     /// Size of the disk in bytes.
     pub fn bytes(&self) -> u64 {
-        self.image().bytes()
+        self.extent.bytes()
     }
 
     /// Reads the disk on behalf of others.

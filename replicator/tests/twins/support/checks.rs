@@ -1,7 +1,8 @@
 //! The fake machine's disk, compared with its twin's: all of it is one block.
 
 use evertwin_replicator::machine::{
-    BlockSum, DiskCheck, DiskChecked, DiskData, DiskSize, DiskWrite, Scrubbed, Summed,
+    BlockSum, DiskCheck, DiskChecked, DiskData, DiskRoom, DiskSize, DiskWrite, Growing,
+    MachineError, RoomMade, Scrubbed, Summed,
 };
 
 use super::machine::{FakeVm, Inner};
@@ -110,5 +111,30 @@ impl Scrubbed for FakeVm {
 
     fn take_compared(&mut self) -> Option<DiskChecked> {
         self.0.lock().checks.compared.take()
+    }
+}
+
+/// Its disk is as large as it is.
+impl Growing for FakeVm {
+    fn growth(&mut self, _disk: u32, _wanted: Option<u64>) -> Result<u64, MachineError> {
+        Err(MachineError::new("this disk does not grow"))
+    }
+
+    fn begin_room(&mut self, _room: DiskRoom) {}
+
+    fn take_room(&mut self) -> Option<RoomMade> {
+        None
+    }
+
+    fn grow_disk(&mut self, _size: DiskSize) -> Result<(), MachineError> {
+        Err(MachineError::new("this disk does not grow"))
+    }
+
+    fn disk_rooms(&self) -> Vec<DiskSize> {
+        self.disk_sizes()
+    }
+
+    fn fit_disks(&mut self, _sizes: &[DiskSize]) -> Result<(), MachineError> {
+        Ok(())
     }
 }
