@@ -30,6 +30,7 @@ use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
 use disks::Disks;
+use failing::Fails;
 use growing::Growth;
 use inbound::Kept;
 use missed::Missed;
@@ -71,7 +72,7 @@ pub(crate) struct Driver<'a> {
     disks: Disks,
     scrub: Scrub,
     /// A disk has failed here, and the guest was not told of it.
-    disk_fails: bool,
+    disk_fails: Option<Fails>,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -152,7 +153,7 @@ impl<'a> Driver<'a> {
             pages: PageList::default(),
             disks: Disks::new(),
             scrub: Scrub::default(),
-            disk_fails: false,
+            disk_fails: None,
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,

@@ -20,6 +20,8 @@ pub(crate) struct Checks {
     pub forgets: bool,
     /// The standby once names a block that it was not asked for.
     pub strays: bool,
+    /// The disk can't be read.
+    pub unreadable: bool,
     /// The standby does not say how its disk compares.
     pub silent: bool,
 }
@@ -63,7 +65,10 @@ impl Scrubbed for FakeVm {
         let mut inner = self.0.lock();
         let (count, sum) = inner.checks.sum.take()?;
         let mut summed = Summed::default();
-        if count == inner.count {
+        if inner.checks.unreadable {
+            let why = "Input/output error (os error 5)".to_owned();
+            summed.unreadable.push((0, why));
+        } else if count == inner.count {
             summed.stable.push(BlockSum { block: 0, sum });
         } else {
             summed.touched.push(0);
