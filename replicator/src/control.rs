@@ -26,7 +26,7 @@ pub struct TwinStatus {
     /// The other one.
     pub peer: String,
     /// In one word: starting, solo, syncing, protected, reconnecting, holding, handing-over, filling,
-    /// standby, promoting, waiting-to-boot or ended.
+    /// standby, promoting, waiting-to-boot, disk-failed or ended.
     pub role: String,
     /// What is replicated: `ft`, all of the guest, or `ha`, its disks.
     #[serde(default = "all_of_it")]
@@ -39,6 +39,12 @@ pub struct TwinStatus {
     pub epoch: u64,
     /// A primary's sync of its standby.
     pub sync: Option<SyncStatus>,
+    /// Why a disk of this standby can't be used. The twin tries it again.
+    #[serde(default)]
+    pub disk_failure: Option<String>,
+    /// The same of the peer's, in its words.
+    #[serde(default)]
+    pub peer_disk_failure: Option<String>,
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,

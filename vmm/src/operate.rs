@@ -167,6 +167,12 @@ fn print(status: &VmStatus) {
         Some(address) => println!("  peer   {} at {address}", twin.peer),
         None => println!("  peer   {}, no link", twin.peer),
     }
+    if let Some(why) = &twin.disk_failure {
+        println!("  disk   fails here, and is tried again: {why}");
+    }
+    if let Some(why) = &twin.peer_disk_failure {
+        println!("  disk   fails at the peer, which tries it again: {why}");
+    }
     println!("  epoch  {}", twin.epoch);
     if let Some(sync) = twin.sync {
         let percent = sync.percent();

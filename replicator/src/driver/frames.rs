@@ -152,6 +152,7 @@ impl Driver<'_> {
             Kind::DiskRoom | Kind::DiskRoomMade => {
                 return Ok(self.take_growth_frame(header, payload)?);
             }
+            Kind::DiskFailed => return Ok(self.peers_disk_fails(payload)?),
             Kind::DiskCheck | Kind::DiskChecked => return Ok(self.take_check(header, payload)?),
             Kind::EpochBegin
             | Kind::Pages

@@ -73,6 +73,8 @@ pub(crate) struct Driver<'a> {
     scrub: Scrub,
     /// A disk has failed here, and the guest was not told of it.
     disk_fails: Option<Fails>,
+    /// Why the peer can be no standby, in its words.
+    peer_disk_failure: Option<String>,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -154,6 +156,7 @@ impl<'a> Driver<'a> {
             disks: Disks::new(),
             scrub: Scrub::default(),
             disk_fails: None,
+            peer_disk_failure: None,
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,
@@ -180,7 +183,7 @@ impl<'a> Driver<'a> {
             // Nobody replicates this guest any more, so nothing of it may get out.
             self.machine.fence();
         }
-        result
+        result.map_err(|error| self.name_disk_failure(error))
     }
 
     fn serve(&mut self) -> Result<Ended, Error> {

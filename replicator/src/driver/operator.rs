@@ -152,6 +152,8 @@ impl Driver<'_> {
                 .map(|link| link.address.to_string()),
             epoch: self.last_epoch,
             sync: self.sync.as_ref().map(super::sync::SyncRound::status),
+            disk_failure: self.config.disk_failure.clone(),
+            peer_disk_failure: self.peer_disk_failure.clone(),
             scrub: self.scrub.status(),
         }
     }

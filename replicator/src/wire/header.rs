@@ -31,6 +31,8 @@ pub(crate) const MIRROR: u16 = 4;
 pub(crate) const SCRUB: u16 = 5;
 /// The version that brought disks that grow.
 pub(crate) const GROW: u16 = 6;
+/// The version that brought standbys that say that their disk fails.
+pub(crate) const DISK_FAILED: u16 = 6;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -106,6 +108,8 @@ pub enum Kind {
     DiskRoom = 28,
     /// It has, or why not.
     DiskRoomMade = 29,
+    /// A disk of the standby fails, and it leaves.
+    DiskFailed = 30,
 }
 
 impl Kind {
@@ -121,6 +125,7 @@ impl Kind {
             | Self::PointReached => MIRROR,
             Self::DiskCheck | Self::DiskChecked => SCRUB,
             Self::DiskRoom | Self::DiskRoomMade => GROW,
+            Self::DiskFailed => DISK_FAILED,
             _ => OLDEST,
         }
     }
@@ -160,6 +165,7 @@ impl TryFrom<u16> for Kind {
             27 => Self::DiskChecked,
             28 => Self::DiskRoom,
             29 => Self::DiskRoomMade,
+            30 => Self::DiskFailed,
             other => return Err(WireError::Kind(other)),
         })
     }

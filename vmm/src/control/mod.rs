@@ -4,7 +4,7 @@ mod client;
 mod server;
 
 pub use client::{ClientError, ask, sockets};
-pub use server::serve;
+pub use server::{Desk, serve};
 
 use std::path::PathBuf;
 

@@ -225,6 +225,9 @@ impl Worker {
         match task {
             Task::Begin(from, tell) => {
                 let begun = self.begin(&from);
+                if let Err(error) = &begun {
+                    self.fail(error);
+                }
                 // Who waits for it tells why it failed.
                 let _ = tell.send(begun);
                 let _ = self.changed.write(1);

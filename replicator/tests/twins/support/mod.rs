@@ -204,6 +204,7 @@ impl Pair {
             resync_rate: None,
             scrub_every: self.scrub_every,
             scrub_rate: 1 << 30,
+            disk_failure: None,
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
             notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),
