@@ -20,6 +20,8 @@ pub(crate) struct Checks {
     pub forgets: bool,
     /// The standby once names a block that it was not asked for.
     pub strays: bool,
+    /// What the primary has written can't be repeated.
+    pub full: bool,
     /// The disk can't be read.
     pub unreadable: bool,
     /// The standby does not say how its disk compares.

@@ -89,6 +89,11 @@ impl Running {
         self.controller.status(PATIENCE).ok()?.link
     }
 
+    /// Why the peer's disk fails, if it does.
+    pub(crate) fn peer_disk_failure(&self) -> Option<String> {
+        self.controller.status(PATIENCE).ok()?.peer_disk_failure
+    }
+
     /// Waits for the run's end.
     pub(crate) fn ended(&mut self) -> Result<Ended, Error> {
         let thread = self.thread.take().expect("it is waited for once");
