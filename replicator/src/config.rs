@@ -45,6 +45,9 @@ pub struct Config {
     pub scrub_every: Option<Duration>,
     /// Bytes per second of a disk that are compared at most. At least 1 MiB.
     pub scrub_rate: u64,
+    /// Why the last run of this twin has ended with [`Error::StandbyDisk`], if it has: its status says so until its disk holds
+    /// a whole copy.
+    pub disk_failure: Option<String>,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,
@@ -126,6 +129,9 @@ pub enum Error {
         /// What is wrong.
         source: TlsError,
     },
+    /// A standby's disk failed: its guest is elsewhere, and a run that begins anew may be its standby again.
+    #[error("a disk fails here: {0}")]
+    StandbyDisk(String),
     /// The machine failed.
     #[error("the machine failed: {0}")]
     Machine(#[from] MachineError),

@@ -1,5 +1,6 @@
 //! What an operator asks of a running twin, and what it says of itself.
 
+mod growth;
 mod scrub;
 
 use std::io;
@@ -14,6 +15,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::PAGE_SIZE;
+pub use growth::NoGrowth;
 pub use scrub::{NoScrub, ScrubCounts, ScrubProgress, ScrubReport, ScrubStatus};
 
 /// What a twin is doing, as shown to an operator.
@@ -24,7 +26,7 @@ pub struct TwinStatus {
     /// The other one.
     pub peer: String,
     /// In one word: starting, solo, syncing, protected, reconnecting, holding, handing-over, filling,
-    /// standby, promoting, waiting-to-boot or ended.
+    /// standby, promoting, waiting-to-boot, disk-failed or ended.
     pub role: String,
     /// What is replicated: `ft`, all of the guest, or `ha`, its disks.
     #[serde(default = "all_of_it")]
@@ -40,6 +42,12 @@ pub struct TwinStatus {
     /// Where only disks are replicated: who may run the guest, and for how long.
     #[serde(default)]
     pub lease: Option<LeaseStatus>,
+    /// Why a disk of this standby can't be used. The twin tries it again.
+    #[serde(default)]
+    pub disk_failure: Option<String>,
+    /// The same of the peer's, in its words.
+    #[serde(default)]
+    pub peer_disk_failure: Option<String>,
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
@@ -171,6 +179,8 @@ pub(crate) enum Asked {
     Command(Command, Sender<Outcome>),
     /// Whether memory as well.
     Scrub(bool, Sender<Result<u64, NoScrub>>),
+    /// A disk's number, and its new size in bytes, if not its image's.
+    Grow(u32, Option<u64>, Sender<Result<u64, NoGrowth>>),
     /// The lease of the level that is wanted, if it has one.
     Level(Option<Duration>, Sender<Outcome>),
 }
@@ -226,6 +236,20 @@ impl Controller {
     /// Why none has.
     pub fn scrub(&self, memory: bool, patience: Duration) -> Result<u64, NotDone> {
         Ok(self.ask(|reply| Asked::Scrub(memory, reply), patience)??)
+    }
+
+    /// Has a disk grow under the guest: to so many bytes, to which images that are files are extended on both hosts, or to the size that its
+    /// image has by now. Gives the new size in bytes, once the standby knows of it as well.
+    ///
+    /// # Errors
+    /// The twin did not say; and why the disk has not grown.
+    pub fn grow(
+        &self,
+        disk: u32,
+        bytes: Option<u64>,
+        patience: Duration,
+    ) -> Result<Result<u64, NoGrowth>, NotDone> {
+        self.ask(|reply| Asked::Grow(disk, bytes, reply), patience)
     }
 
     /// Has all of the guest replicated from the next sync on, or with a lease only its disks.

@@ -4,6 +4,7 @@
 //! running guest, the standby's fill a stopped one. The replicator calls all of them
 //! from one thread.
 
+mod growth;
 mod scrub;
 
 use std::error::Error as StdError;
@@ -12,6 +13,7 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use growth::{DiskRoom, Growing, RoomMade};
 pub use scrub::{
     BLOCK_BYTES, BlockSum, CHECK_BLOCKS, DiskCheck, DiskChecked, DiskSize, Scrubbed, Summed,
 };
@@ -231,7 +233,7 @@ impl MachineError {
 /// A virtual machine as seen by the replicator.
 ///
 /// A machine starts stopped, with its output held and nothing tracked.
-pub trait Machine: Scrubbed + Send {
+pub trait Machine: Scrubbed + Growing + Send {
     /// What the other twin must agree with.
     fn identity(&self) -> Identity;
 

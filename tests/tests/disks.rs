@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use evertwin::lab::client::LoadOptions;
+use evertwin::lab::events::Line;
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::{Node, REPLICATION};
 use evertwin_tests::lab::{SLOW, STEP};
@@ -77,6 +78,27 @@ fn an_unfinished_copy_is_not_booted() {
     assert_eq!(stage.lab.redis(&["GET", "key"]), "kept");
 }
 
+/// Waits for an event of twin a, behind what it has said until then.
+fn await_event(stage: &mut Stage, from: usize, event: &str) {
+    let said = |line: &Line| line.message().as_deref() == Some(event);
+    let came = stage.twin(Node::A).log().wait(from, 2 * STEP, said);
+    came.unwrap_or_else(|why| panic!("{event}: {why:?}"));
+}
+
+/// Waits until `evertwin status` of a twin says what is wanted.
+fn await_status(stage: &Stage, node: Node, wanted: impl Fn(&str) -> bool) {
+    let until = Instant::now() + STEP;
+    loop {
+        let output = stage.operate(node, &["status"]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() && wanted(&said) {
+            return;
+        }
+        assert!(Instant::now() < until, "{node:?}: {output:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A small file system, in a mount namespace of this thread's own: it goes with the test.
 fn mount_small(directory: &Path, bytes: u64) {
     // SAFETY: NEWNS changes what this thread and its children see mounted; no descriptor table is unshared.
@@ -107,20 +129,37 @@ fn a_full_disk_of_the_primary_is_no_matter_for_the_guest() {
     stage.wait_for(Node::A, "a disk fails here: the guest goes on at the peer");
     stage.wait_for(Node::B, "promoted");
     wait_for_more(&load, 300);
-    // What it is to repeat as the standby does not fit either.
-    let ended = stage.twin(Node::A).wait_for_exit(STEP).unwrap();
-    assert_eq!(ended.code(), Some(1));
-    let said = stage.twin(Node::A).log().lines();
-    let named = said
-        .iter()
-        .any(|line| line.text.contains("disk-a.img") && line.text.contains("No space left"));
-    assert!(named, "{:?}", said.last());
-    stage.wait_for(Node::B, "solo");
+    // What it is to repeat as the standby does not fit either: both sides say so, and it tries again and again.
+    for _ in 0..2 {
+        let from = stage.twin(Node::A).log().len();
+        await_event(
+            &mut stage,
+            from,
+            "a disk fails here: this standby tries it again",
+        );
+    }
+    let named = |line: &str| line.contains("disk-a.img") && line.contains("No space left");
+    let lines = stage.twin(Node::A).log().lines();
+    assert!(lines.iter().any(|line| named(&line.text)), "{lines:?}");
+    stage.wait_for(
+        Node::B,
+        "a disk of the peer's fails: it is no standby until that is repaired",
+    );
+    await_status(&stage, Node::A, |said| said.contains("disk   fails here"));
+    await_status(&stage, Node::B, |said| {
+        named(said) && said.contains("disk   fails at the peer")
+    });
+    let refused = stage.operate(Node::A, &["switchover"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     wait_for_more(&load, 100);
-    // Once there is room, it is the standby again.
-    mount_remount(&small, MountFlags::empty(), "size=64M").unwrap();
-    stage.pair.start(Node::A).unwrap();
-    stage.wait_for(Node::A, "standby ready");
+    // Once there is room, it is the standby again, by itself.
+    let from = stage.twin(Node::A).log().len();
+    mount_remount(&small, MountFlags::empty(), "size=256M").unwrap();
+    await_event(&mut stage, from, "standby ready");
+    stage.wait_for_role(Node::B, "protected");
+    for node in [Node::A, Node::B] {
+        await_status(&stage, node, |said| !said.contains("fails"));
+    }
     wait_for_more(&load, 100);
     stage.twin(Node::B).kill();
     stage.wait_for(Node::A, "promoted");

@@ -207,6 +207,25 @@ fn disks_are_compared_where_nothing_else_is_replicated() {
 }
 
 #[test]
+fn a_guest_leaves_a_disk_with_blocks_that_cant_be_read() {
+    let mut stage = Stage::protected(&config(BURSTS));
+    // There is nothing to be read where the image ends too early.
+    let image = File::options()
+        .write(true)
+        .open(stage.lab.path("disk-a.img"));
+    image.unwrap().set_len(DISK - BLOCK).unwrap();
+    let output = stage.operate(Node::A, &["scrub"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let told = output.status.code() == Some(1) && said.contains("unreadable=1");
+    assert!(told, "{output:?}");
+    stage.wait_for(Node::A, "a disk fails here: the guest goes on at the peer");
+    stage.wait_for(Node::B, "promoted");
+    stage.wait_for_role(Node::B, "protected");
+    let b = stage.twin(Node::B);
+    b.wait_for_console("quiet", STEP).unwrap();
+}
+
+#[test]
 fn a_pass_ends_with_the_protection_and_says_so() {
     let mut stage = Stage::new(&PairConfig {
         scrub_rate: Some("2M".to_owned()),

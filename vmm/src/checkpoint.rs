@@ -53,6 +53,13 @@ pub struct VmState {
     devices: Vec<DeviceState>,
 }
 
+impl VmState {
+    /// The sectors of each device's disk that has grown since the twin was filled; none for all others.
+    pub(crate) fn grown_disks(&self) -> impl Iterator<Item = Option<u64>> {
+        self.devices.iter().map(DeviceState::grown_to)
+    }
+}
+
 impl Machine {
     /// Reads the state of a machine that stands still.
     ///

@@ -37,6 +37,8 @@ Examples:
   evertwin status                       what the twins on this host are doing
   evertwin switchover vm.toml --node a  exchange the twins' roles: maintenance without downtime
   evertwin scrub vm.toml --node a       compare both hosts' disks, and repair what differs
+  evertwin grow vm.toml --node a --size 20G
+                                        have a disk grow while the guest runs
   evertwin run --kernel vmlinux --memory 512M \\
       --disk path=root.img --net tap=tap0,mac=52:54:00:12:34:56
                                         a plain microVM; Ctrl-A x ends it, Ctrl-A p asks
@@ -68,6 +70,9 @@ pub enum Command {
     Leave(TwinArgs),
     /// Compare both twins' disks while the guest runs, and repair what differs: asked of the primary.
     Scrub(ScrubArgs),
+    /// Have a disk grow under the running guest: asked of the primary.
+    #[command(after_help = ABOUT_GROWTH)]
+    Grow(GrowArgs),
     /// Take over the level of protection that the configuration has now, without a restart: asked of a twin whose standby has left.
     #[command(after_help = ABOUT_LEVELS)]
     Level(TwinArgs),
@@ -101,6 +106,32 @@ To raise or lower the level of a guest that runs on host a, with its standby on 
   set `protection` in vm.toml on both hosts to \"ft\" (all of the guest is replicated) or \"ha\" (its disks are)
   evertwin level vm.toml --node a       the guest runs on, unprotected for the moment
   evertwin run vm.toml --node b         protected again, at the new level";
+
+const ABOUT_GROWTH: &str = "\
+Images that are files need nothing else than the new size; both hosts' are made larger:
+
+  evertwin grow vm.toml --node a --size 20G
+
+Of other images, and where you do it yourself, make both hosts' larger first (`lvextend -L 20G vg/disk`, or `truncate -s 20G disk.img`):
+
+  evertwin grow vm.toml --node a        as large as the primary's image is by now
+
+What is behind a disk's old end becomes zeroes: a block device is overwritten there, and a file with something there is refused. Disks
+don't shrink. The guest is told, and sees a larger disk; its file system is the guest's to grow (`growpart`, `resize2fs`).";
+
+/// Options of `evertwin grow`.
+#[derive(Debug, Args)]
+pub struct GrowArgs {
+    /// Which twin.
+    #[command(flatten)]
+    pub twin: TwinArgs,
+    /// Number of the disk: the first [[disk]] of the configuration is 0.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub disk: u32,
+    /// Its new size, such as 20G, or in bytes. Without: the size that the primary's image has.
+    #[arg(long)]
+    pub size: Option<String>,
+}
 
 /// Options of `evertwin scrub`.
 #[derive(Debug, Args)]

@@ -4,7 +4,9 @@ mod file;
 mod parse;
 
 pub use file::load;
-pub use parse::{check_vcpus, parse_disk, parse_mac, parse_net, parse_size, parse_vsock};
+pub use parse::{
+    check_vcpus, parse_disk, parse_disk_size, parse_mac, parse_net, parse_size, parse_vsock,
+};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

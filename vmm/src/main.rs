@@ -58,6 +58,7 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
         }
         Command::Promote(_) => Err(OperateError::PeerMayLive.into()),
         Command::Scrub(target) => Ok(operate::scrub(target)?),
+        Command::Grow(options) => Ok(operate::grow(options)?),
         Command::Level(target) => Ok(operate::level(target)?),
         Command::Keys(options) => {
             evertwin::keys::make(&options.directory, &options.node, options.renew)?;

@@ -1,11 +1,11 @@
-//! `evertwin status`, `switchover`, `promote`, `leave`, `level` and `scrub`.
+//! `evertwin status`, `switchover`, `promote`, `leave`, `level`, `grow` and `scrub`.
 
 mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::cli::TwinArgs;
+use crate::cli::{GrowArgs, TwinArgs};
 use crate::config::{self, ConfigError, ReplicationConfig};
 use crate::control::{self, ClientError, Reply, Request, VmStatus};
 pub use scrub::scrub;
@@ -96,6 +96,23 @@ pub fn level(target: &TwinArgs) -> Result<ExitCode, OperateError> {
     command(target, Request::Level { lease_ms })
 }
 
+/// Has a disk grow under the guest.
+///
+/// # Errors
+/// The size is none, the twin can't be asked, or it does not obey.
+pub fn grow(options: &GrowArgs) -> Result<ExitCode, OperateError> {
+    let (target, disk) = (&options.twin, options.disk);
+    let bytes = options.size.as_deref().map(config::parse_disk_size);
+    let bytes = bytes.transpose()?;
+    let path = socket(target)?.ok_or(OperateError::NoTwin)?;
+    match control::ask(&path, Request::Grow { disk, bytes })? {
+        Reply::Grown { bytes } if target.json => println!("{{\"bytes\":{bytes}}}"),
+        Reply::Grown { bytes } => println!("done, disk {disk} has {bytes} bytes"),
+        other => return Err(unexpected(other)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn unexpected(reply: Reply) -> OperateError {
     OperateError::NotDone(match reply {
         Reply::Error(why) => why,
@@ -149,6 +166,12 @@ fn print(status: &VmStatus) {
     match &twin.link {
         Some(address) => println!("  peer   {} at {address}", twin.peer),
         None => println!("  peer   {}, no link", twin.peer),
+    }
+    if let Some(why) = &twin.disk_failure {
+        println!("  disk   fails here, and is tried again: {why}");
+    }
+    if let Some(why) = &twin.peer_disk_failure {
+        println!("  disk   fails at the peer, which tries it again: {why}");
     }
     println!("  epoch  {}", twin.epoch);
     if let Some(lease) = &twin.lease {

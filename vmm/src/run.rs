@@ -1,5 +1,6 @@
 //! `evertwin run`: one VM from start to end.
 
+mod again;
 mod disks;
 mod stop;
 
@@ -14,7 +15,7 @@ use evertwin_devices::legacy::GuestExit;
 use evertwin_replicator::arbiter::{
     Arbiter, ArbiterError, EtcdArbiter, EtcdError, FileArbiter, Notes,
 };
-use evertwin_replicator::control::control;
+use evertwin_replicator::control::Control;
 use evertwin_replicator::tls::{Keys, KeysError, Security};
 use evertwin_replicator::{Config as LinkConfig, Ended, NodeId};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -106,13 +107,17 @@ pub fn run(
 ) -> Result<Outcome, RunError> {
     let kvm = kvm::open()?;
     let stop = Stop::new().map_err(RunError::host("catch signals"))?;
-    let asker = stop.asker().map_err(RunError::host("copy a descriptor"))?;
-    let machine = Machine::new(&kvm, vm, ConsoleOutput::Stdio(asker))?;
-    machine.recover_disks()?;
+    let make = || -> Result<Machine, RunError> {
+        let asker = stop.asker().map_err(RunError::host("copy a descriptor"))?;
+        let machine = Machine::new(&kvm, vm, ConsoleOutput::Stdio(asker))?;
+        machine.recover_disks()?;
+        Ok(machine)
+    };
+    let machine = make()?;
     let _terminal = RawTerminal::enter().map_err(RunError::host("set up the terminal"))?;
     match replication {
         None => plain(machine, &stop, started),
-        Some(replication) => protected(machine, &vm.name, replication, &stop),
+        Some(replication) => again::run(machine, make, &vm.name, replication, &stop),
     }
 }
 
@@ -166,11 +171,14 @@ fn wait_for_any(fds: &[BorrowedFd<'_>]) -> Result<(), RunError> {
     }
 }
 
+/// One run of a twin. `disk_failure` is why the last one has ended, if a disk was to blame.
 fn protected(
     machine: Machine,
     name_of_vm: &str,
     replication: &ReplicationConfig,
     stop: &Stop,
+    control: Control,
+    disk_failure: Option<String>,
 ) -> Result<Outcome, RunError> {
     let name = |name: &str| {
         name.parse::<NodeId>()
@@ -178,15 +186,6 @@ fn protected(
     };
     let (node, peer) = (name(&replication.node)?, name(&replication.peer)?);
     let security = security(replication, node, peer)?;
-    let (controller, control) = control().map_err(RunError::host("make the control's event"))?;
-    let _serving = match crate::control::serve(&replication.control, name_of_vm, controller) {
-        Ok(serving) => Some(serving),
-        Err(error) => {
-            let path = replication.control.display();
-            tracing::warn!(%path, %error, "this twin can't be controlled: set `control` to another path");
-            None
-        }
-    };
     let mut notes = match &replication.arbiter {
         Some(ArbiterConfig::Manual(path)) => Some(Notes::new(path)),
         _ => None,
@@ -219,6 +218,7 @@ fn protected(
         resync_rate: replication.resync_rate,
         scrub_every: replication.scrub_every,
         scrub_rate: replication.scrub_rate,
+        disk_failure,
         stop: stop
             .as_fd()
             .try_clone_to_owned()

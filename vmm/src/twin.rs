@@ -3,6 +3,7 @@
 mod applier;
 mod disks;
 mod disks_only;
+mod growth;
 mod scrub;
 
 use std::ops::Deref;
@@ -25,6 +26,7 @@ use crate::memory::{self, PAGE_SIZE};
 use crate::page_set::PageSet;
 use disks::Disks;
 use disks_only::DisksOnly;
+use growth::Growth;
 use scrub::Scrub;
 
 /// A machine with what replication needs around it.
@@ -38,6 +40,7 @@ pub struct Twin {
     standing: Option<VmState>,
     disks: Disks,
     scrub: Scrub,
+    growth: Growth,
     /// Nothing but these is replicated.
     disks_only: Option<DisksOnly>,
     /// The guest was handed over: the log of frames is for its new host.
@@ -58,6 +61,7 @@ impl Twin {
             standing: None,
             disks: Disks::new(&machine).map_err(|error| Error::Device(error.to_string()))?,
             scrub: Scrub::default(),
+            growth: Growth::default(),
             disks_only: None,
             forwarding: false,
             last_pause: PausePhases::default(),
@@ -549,8 +553,20 @@ impl Replicated for Twin {
 
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {
         match self.disks_only {
-            None => self.standing = Some(checkpoint::decode(state).map_err(failed)?),
-            Some(_) => DisksOnly::check(state)?,
+            None => {
+                let state = checkpoint::decode(state).map_err(failed)?;
+                growth::follow(&self.machine, state.grown_disks());
+                self.standing = Some(state);
+            }
+            Some(_) => {
+                let grown = DisksOnly::check(state)?;
+                let of = |disk: u32| grown.iter().find(|(grown, _)| *grown == disk);
+                disks::each(&self.machine, |disk| {
+                    if let Some((_, sectors)) = of(disk.number()) {
+                        disk.follow_growth(*sectors);
+                    }
+                });
+            }
         }
         self.disks
             .apply(disk_writes.iter().map(to_device_write).collect())

@@ -375,6 +375,14 @@ impl<B: Backend> Device for VirtioMmio<B> {
         self.backend.next_disk_contents(from, limit)
     }
 
+    fn grow(&mut self, sectors: u64) -> bool {
+        let grown = self.backend.grow(sectors);
+        if grown {
+            self.transport.config_changed();
+        }
+        grown
+    }
+
     fn disk(&mut self) -> Option<&mut Block> {
         self.backend.disk()
     }

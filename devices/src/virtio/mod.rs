@@ -182,6 +182,9 @@ pub trait Device: BusDevice + MutEventSubscriber {
     /// with holes passed over. None at the disk's end, and for all other devices.
     fn next_disk_contents(&self, from: u64, limit: usize) -> io::Result<Option<DiskWrite>>;
 
+    /// Has the guest's disk grow to so many sectors of its image, and tells the guest (virtio 1.2, 5.2.3). False, and
+    /// nothing has changed, if there is no such room or this is no disk.
+    fn grow(&mut self, sectors: u64) -> bool;
     /// The writable disk that this is, if it is one.
     fn disk(&mut self) -> Option<&mut Block>;
 }
@@ -191,6 +194,16 @@ pub trait Device: BusDevice + MutEventSubscriber {
 pub struct DeviceState {
     transport: TransportState,
     backend: BackendState,
+}
+
+impl DeviceState {
+    /// The sectors of a disk that has grown since its twin was filled.
+    pub fn grown_to(&self) -> Option<u64> {
+        match &self.backend {
+            BackendState::GrownBlock(_, sectors) => Some(*sectors),
+            _ => None,
+        }
+    }
 }
 
 /// The part of a device's state behind the transport.
@@ -204,6 +217,8 @@ pub enum BackendState {
     Rng,
     /// Of a socket device.
     Vsock(vsock::VsockState),
+    /// Of a block device that has grown since its twin was filled, and its sectors. The others' sizes were agreed on then.
+    GrownBlock(block::BlockState, u64),
 }
 
 /// A queue or register can't be used as the guest set it up: the device stops and asks
@@ -287,6 +302,10 @@ pub trait Backend: Send {
     /// See [`Device::next_disk_contents`].
     fn next_disk_contents(&self, _from: u64, _limit: usize) -> io::Result<Option<DiskWrite>> {
         Ok(None)
+    }
+    /// See [`Device::grow`].
+    fn grow(&mut self, _sectors: u64) -> bool {
+        false
     }
     /// See [`Device::disk`].
     fn disk(&mut self) -> Option<&mut Block> {

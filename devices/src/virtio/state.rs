@@ -60,6 +60,9 @@ pub enum RestoreError {
     /// A queue's size, addresses or position make no sense.
     #[error("queue {0} is not in guest memory or of a bad size: the state is corrupt")]
     Queue(usize),
+    /// A disk of another size.
+    #[error("the disk has {0} sectors, and its image here is smaller: make it as large")]
+    Size(u64),
     /// The requests in flight make no sense.
     #[error("requests in flight are impossible: the state is corrupt")]
     InFlight,

@@ -107,6 +107,7 @@ impl Driver<'_> {
             Action::Expect(_) => {
                 self.kept = Kept::default();
                 self.forget_received();
+                self.fit_disks()?;
                 self.tell_held()?;
             }
             Action::Store => {
@@ -131,6 +132,7 @@ impl Driver<'_> {
                 self.tracking_started();
                 self.delay_points();
                 self.machine.promote(inbound)?;
+                self.refresh_identity();
                 crash_point("promote::after");
             }
             Action::Fence => {
@@ -144,6 +146,7 @@ impl Driver<'_> {
             Action::Report(report) => {
                 self.report(report);
                 self.settle(report);
+                self.settle_growth();
                 self.withhold_failures(report);
             }
             Action::End(end) => self.end(end),
@@ -352,6 +355,7 @@ impl Driver<'_> {
             self.recycle(shipment.capture);
         }
         self.last_epoch = through;
+        self.growth_committed(through);
         crash_point("epoch::committed");
     }
 

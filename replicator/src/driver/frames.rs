@@ -111,7 +111,12 @@ impl Driver<'_> {
 
     fn peer_frame(&mut self, kind: Kind, header: Header, payload: &[u8]) -> Result<(), Trouble> {
         let message = match kind {
-            Kind::SyncBegin => Message::SyncBegin,
+            Kind::SyncBegin => {
+                if !self.runs_guest() {
+                    self.check_rooms().map_err(Trouble::Difference)?;
+                }
+                Message::SyncBegin
+            }
             Kind::Ack => Message::Ack,
             Kind::Heartbeat => Message::Heartbeat,
             Kind::Named => Message::Named,
@@ -147,6 +152,10 @@ impl Driver<'_> {
             | Kind::PointReached => {
                 return self.take_disk_frame(header, payload);
             }
+            Kind::DiskRoom | Kind::DiskRoomMade => {
+                return Ok(self.take_growth_frame(header, payload)?);
+            }
+            Kind::DiskFailed => return Ok(self.peers_disk_fails(payload)?),
             Kind::DiskCheck | Kind::DiskChecked => return Ok(self.take_check(header, payload)?),
             Kind::EpochBegin
             | Kind::Pages
@@ -208,6 +217,10 @@ impl Driver<'_> {
         let hello = Hello::decode(payload)?;
         let ours = self.hello(Status::Cold);
         hello.check(&ours).map_err(Trouble::Difference)?;
+        self.peer_sizes = hello.sizes();
+        if hello.status == Status::Primary && !self.runs_guest() {
+            self.check_rooms().map_err(Trouble::Difference)?;
+        }
         if self.network.place(id) == Some(Place::Stranger) {
             // The peer is back before the old link was found dead.
             self.lose_link("the peer has connected again");

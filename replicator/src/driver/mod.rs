@@ -5,6 +5,7 @@ mod copying;
 mod disks;
 mod failing;
 mod frames;
+mod growing;
 mod inbound;
 mod missed;
 mod operator;
@@ -26,11 +27,13 @@ use crate::arbiter::{Arbiter, ArbiterThread};
 use crate::config::{Config, Ended, Error};
 use crate::control::SyncStatus;
 use crate::crash::crash_point;
-use crate::machine::{Capture, DiskWrite, Identity, Machine};
+use crate::machine::{Capture, DiskSize, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
 use disks::Disks;
+use failing::Fails;
+use growing::Growth;
 use inbound::Kept;
 use missed::Missed;
 use operator::Pending;
@@ -75,7 +78,9 @@ pub(crate) struct Driver<'a> {
     disks: Disks,
     scrub: Scrub,
     /// A disk has failed here, and the guest was not told of it.
-    disk_fails: bool,
+    disk_fails: Option<Fails>,
+    /// Why the peer can be no standby, in its words.
+    peer_disk_failure: Option<String>,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -84,6 +89,10 @@ pub(crate) struct Driver<'a> {
     last_epoch: u64,
     /// The newest version of the protocol that the peer speaks.
     peer_version: u16,
+    /// How large the peer's disks are, as it said when it greeted; empty if they are as large as here.
+    peer_sizes: Vec<DiskSize>,
+    /// Primary: a disk that is about to grow.
+    growth: Option<Growth>,
     missed: Missed,
     /// Until when frames for a guest that was handed over are passed on.
     forward_until: Option<Instant>,
@@ -154,11 +163,14 @@ impl<'a> Driver<'a> {
             pages: PageList::default(),
             disks: Disks::new(),
             scrub: Scrub::default(),
-            disk_fails: false,
+            disk_fails: None,
+            peer_disk_failure: None,
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,
             peer_version: 0,
+            peer_sizes: Vec::new(),
+            growth: None,
             missed: Missed::new(),
             forward_until: None,
             pending: None,
@@ -179,7 +191,7 @@ impl<'a> Driver<'a> {
             // Nobody replicates this guest any more, so nothing of it may get out.
             self.machine.fence();
         }
-        result
+        result.map_err(|error| self.name_disk_failure(error))
     }
 
     fn serve(&mut self) -> Result<Ended, Error> {
@@ -292,6 +304,7 @@ impl<'a> Driver<'a> {
                 self.tell_begun()?;
                 self.tell_reached();
                 self.look_for_failure();
+                self.look_for_room();
                 self.go_on_scrubbing();
             }
             Op::Exited => self.guest_exited()?,

@@ -8,7 +8,6 @@ use evertwin_protocol::{Command, End, Input, Record, Report, Role};
 use super::Driver;
 use crate::config::{Error, LEASES};
 use crate::control::{Asked, LeaseStatus, NotDone, Outcome, SyncStatus, TwinStatus};
-use crate::machine::Identity;
 use crate::ring::Op;
 use crate::wire::{HAND_OVER, VERSION};
 
@@ -27,6 +26,7 @@ impl Driver<'_> {
                 Asked::Status(reply) => drop(reply.send(self.status())),
                 Asked::Command(command, reply) => self.obey(command, reply)?,
                 Asked::Scrub(memory, reply) => drop(reply.send(self.begin_scrub(memory))),
+                Asked::Grow(disk, bytes, reply) => self.begin_growth(disk, bytes, reply),
                 Asked::Level(lease, reply) => drop(reply.send(self.change_level(lease)?)),
             }
         }
@@ -107,10 +107,7 @@ impl Driver<'_> {
         self.machine.replicate_all(lease.is_none())?;
         self.config.lease = lease;
         self.twin.set_lease(lease);
-        self.identity = Identity {
-            lease,
-            ..self.machine.identity()
-        };
+        self.refresh_identity();
         self.drain()?;
         tracing::info!(
             protection = self.protection(),
@@ -183,6 +180,8 @@ impl Driver<'_> {
             epoch: self.last_epoch,
             sync: self.sync_status(),
             lease: self.lease_status(),
+            disk_failure: self.config.disk_failure.clone(),
+            peer_disk_failure: self.peer_disk_failure.clone(),
             scrub: self.scrub.status(),
         }
     }

@@ -208,9 +208,7 @@ impl Driver<'_> {
             let offset = u64::from(*block) * BLOCK_BYTES;
             error!(
                 disk,
-                offset,
-                why,
-                "a block of this host's disk can't be read: switch over to the peer, whose disk may be good"
+                offset, why, "a block of this host's disk can't be read"
             );
         }
         let unreadable: Vec<_> = summed.unreadable.iter().map(|(block, _)| *block).collect();
@@ -221,6 +219,11 @@ impl Driver<'_> {
             true => Step::Next,
             false => Step::Summed(DiskCheck { epoch, disk, sums }),
         });
+        // Breaks I10 on purpose: it is known that the disk fails, and the guest stays.
+        fail::fail_point!("scrub::stays", |_| ());
+        if !unreadable.is_empty() {
+            self.blocks_fail();
+        }
     }
 
     /// Primary: an epoch is on its way. If blocks were summed up as of its end, the standby is told behind it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use evertwin_protocol::NodeId;
 
-use crate::machine::{CpuLeaf, Identity, MemoryRegion};
+use crate::machine::{CpuLeaf, DiskSize, Identity, MemoryRegion};
 
 /// The first thing in which two twins differ.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +76,18 @@ pub enum Difference {
         /// Ours.
         ours: String,
     },
+    /// A disk of the primary's that has no room here.
+    #[error(
+        "disk {disk} has {theirs} bytes at the primary, and its image here {ours}: make it as large (a file with `truncate -s {theirs}`); what the primary has on it is copied then"
+    )]
+    Room {
+        /// Number of the disk.
+        disk: u32,
+        /// The primary's size in bytes.
+        theirs: u64,
+        /// What there is, in bytes.
+        ours: u64,
+    },
     /// Another CPU model.
     #[error(
         "the hosts' CPUs differ in what they offer the guest: CPUID {theirs} at the peer, {ours} here: use two hosts with the same CPU model, microcode and kernel"
@@ -134,8 +146,8 @@ impl fmt::Display for LevelText {
 }
 
 impl Difference {
-    /// Compares what two twins are made of.
-    pub(crate) fn between(theirs: &Identity, ours: &Identity) -> Option<Self> {
+    /// Compares what two twins are made of; with `but_sizes` disks that the guest may write can be of any size.
+    pub(crate) fn between(theirs: &Identity, ours: &Identity, but_sizes: bool) -> Option<Self> {
         if theirs.vm != ours.vm {
             return Some(Self::Vm {
                 theirs: theirs.vm.clone(),
@@ -160,10 +172,16 @@ impl Difference {
                 ours: ours.vcpus,
             });
         }
-        if let Some((at, theirs, ours)) = first_unequal(&theirs.devices, &ours.devices) {
+        let [their_devices, our_devices] = [theirs, ours].map(|one| {
+            let devices = one.devices.iter();
+            let same = |name| if but_sizes { without_size(name) } else { name };
+            devices.map(|name| same(name)).collect::<Vec<_>>()
+        });
+        if let Some((at, ..)) = first_unequal(&their_devices, &our_devices) {
             let name = |device: Option<&String>| {
                 device.map_or_else(|| "missing".to_owned(), |name| format!("{name:?}"))
             };
+            let (theirs, ours) = (theirs.devices.get(at), ours.devices.get(at));
             return Some(Self::Devices {
                 number: at + 1,
                 theirs: name(theirs),
@@ -183,6 +201,37 @@ impl Difference {
         };
         only_at(theirs, ours, true).or_else(|| only_at(ours, theirs, false))
     }
+}
+
+/// How the machine names a disk that its guest may write: number, serial and size.
+const DISK: &str = "disk ";
+const SIZE: &str = ", of ";
+const SECTORS: &str = " sectors";
+/// Bytes of a sector.
+const SECTOR_BYTES: u64 = 512;
+
+/// The name of such a disk without its size, and the size in sectors.
+fn sized(device: &str) -> Option<(&str, u64)> {
+    let (name, size) = device.strip_suffix(SECTORS)?.rsplit_once(SIZE)?;
+    let sectors = size.parse().ok()?;
+    name.starts_with(DISK).then_some((name, sectors))
+}
+
+fn without_size(device: &str) -> &str {
+    sized(device).map_or(device, |(name, _)| name)
+}
+
+/// The sizes of the disks that a guest may write, among its devices.
+pub(super) fn sizes(devices: &[String]) -> Vec<DiskSize> {
+    let disk = |device: &String| {
+        let (name, sectors) = sized(device)?;
+        let (number, _) = name.strip_prefix(DISK)?.split_once(',')?;
+        Some(DiskSize {
+            disk: number.parse().ok()?,
+            bytes: sectors.checked_mul(SECTOR_BYTES)?,
+        })
+    };
+    devices.iter().filter_map(disk).collect()
 }
 
 /// Where two lists first differ, and in what.
@@ -228,7 +277,7 @@ mod tests {
     fn text(change: impl FnOnce(&mut Identity)) -> String {
         let mut theirs = identity();
         change(&mut theirs);
-        Difference::between(&theirs, &identity()).map_or_else(String::new, |d| d.to_string())
+        Difference::between(&theirs, &identity(), false).map_or_else(String::new, |d| d.to_string())
     }
 
     #[test]
@@ -265,6 +314,54 @@ mod tests {
             ),
         ] {
             assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
+    }
+
+    #[test]
+    fn disks_may_differ_in_size_between_releases_that_know_growth() {
+        let devices = |names: [&str; 3]| Identity {
+            devices: names.map(str::to_owned).to_vec(),
+            ..identity()
+        };
+        let ours = devices([
+            "disk 0, evertwin-vda, of 2048 sectors",
+            "disk 1, b, of 8 sectors, read-only",
+            "rng",
+        ]);
+        let larger = devices([
+            "disk 0, evertwin-vda, of 4096 sectors",
+            "disk 1, b, of 8 sectors, read-only",
+            "rng",
+        ]);
+        assert_eq!(Difference::between(&larger, &ours, true), None);
+        assert!(Difference::between(&larger, &ours, false).is_some());
+        let expected = DiskSize {
+            disk: 0,
+            bytes: 2 << 20,
+        };
+        assert_eq!(sizes(&larger.devices), [expected]);
+        for other in [
+            [
+                "disk 0, other, of 2048 sectors",
+                "disk 1, b, of 8 sectors, read-only",
+                "rng",
+            ],
+            [
+                "disk 0, evertwin-vda, of 2048 sectors",
+                "disk 1, b, of 9 sectors, read-only",
+                "rng",
+            ],
+            [
+                "disk 0, evertwin-vda, of many sectors",
+                "disk 1, b, of 8 sectors, read-only",
+                "rng",
+            ],
+        ] {
+            let found = Difference::between(&devices(other), &ours, true);
+            assert!(
+                matches!(found, Some(Difference::Devices { .. })),
+                "{other:?}"
+            );
         }
     }
 }

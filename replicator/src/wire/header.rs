@@ -29,6 +29,10 @@ pub(crate) const MIRROR: u16 = 4;
 
 /// The version that brought the comparison of disks.
 pub(crate) const SCRUB: u16 = 5;
+/// The version that brought disks that grow.
+pub(crate) const GROW: u16 = 6;
+/// The version that brought standbys that say that their disk fails.
+pub(crate) const DISK_FAILED: u16 = 6;
 
 /// The version that brought copies of disks that go on where they stopped.
 pub(crate) const GO_ON: u16 = 6;
@@ -103,6 +107,12 @@ pub enum Kind {
     DiskCheck = 26,
     /// Which of them differ at the standby.
     DiskChecked = 27,
+    /// The standby is to make room for a disk that grows.
+    DiskRoom = 28,
+    /// It has, or why not.
+    DiskRoomMade = 29,
+    /// A disk of the standby fails, and it leaves.
+    DiskFailed = 30,
     /// Where the copies of the disks begin.
     CopyBase = 32,
     /// How far they have come.
@@ -123,6 +133,8 @@ impl Kind {
             | Self::DiskPoint
             | Self::PointReached => MIRROR,
             Self::DiskCheck | Self::DiskChecked => SCRUB,
+            Self::DiskRoom | Self::DiskRoomMade => GROW,
+            Self::DiskFailed => DISK_FAILED,
             Self::CopyBase | Self::DisksCopied | Self::SyncProgress => GO_ON,
             _ => OLDEST,
         }
@@ -161,6 +173,9 @@ impl TryFrom<u16> for Kind {
             25 => Self::PointReached,
             26 => Self::DiskCheck,
             27 => Self::DiskChecked,
+            28 => Self::DiskRoom,
+            29 => Self::DiskRoomMade,
+            30 => Self::DiskFailed,
             32 => Self::CopyBase,
             33 => Self::DisksCopied,
             34 => Self::SyncProgress,

@@ -5,10 +5,10 @@ use std::time::Duration;
 use evertwin_protocol::{NodeId, Status};
 
 use super::WireError;
-use super::difference::Difference;
-use super::header::{Kind, OLDEST, VERSION};
+use super::difference::{Difference, sizes};
+use super::header::{GROW, Kind, OLDEST, VERSION};
 use super::reader::Reader;
-use crate::machine::{CpuLeaf, Identity, MemoryRegion};
+use crate::machine::{CpuLeaf, DiskSize, Identity, MemoryRegion};
 
 const MAX_VM_NAME: usize = 64;
 const MAX_REGIONS: usize = 64;
@@ -164,7 +164,20 @@ impl Hello {
         }))
     }
 
-    /// Compares the peer's hello with ours.
+    /// The sizes of the disks that the peer's guest may write; none where sizes have to be the same.
+    pub(crate) fn sizes(&self) -> Vec<DiskSize> {
+        match self.knows_growth() {
+            true => sizes(&self.identity.devices),
+            false => Vec::new(),
+        }
+    }
+
+    /// Whether both releases know of disks that grow.
+    fn knows_growth(&self) -> bool {
+        self.version.min(VERSION) >= GROW
+    }
+
+    /// Compares the peer's hello with ours. Sizes of disks may differ until it is known who fills whose.
     pub(crate) fn check(&self, ours: &Self) -> Result<(), Difference> {
         if (self.node, self.peer) != (ours.peer, ours.node) {
             return Err(Difference::Node {
@@ -174,7 +187,7 @@ impl Hello {
                 peer: ours.peer,
             });
         }
-        match Difference::between(&self.identity, &ours.identity) {
+        match Difference::between(&self.identity, &ours.identity, self.knows_growth()) {
             Some(difference) => Err(difference),
             None => Ok(()),
         }

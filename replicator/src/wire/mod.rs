@@ -9,6 +9,7 @@ pub(crate) mod copying;
 mod difference;
 mod epoch;
 mod frame;
+pub(crate) mod growth;
 mod header;
 mod hello;
 mod inbound;
@@ -26,7 +27,7 @@ pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
 pub(crate) use header::{
-    BEACON, GO_ON, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION,
+    BEACON, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION,
 };
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};

@@ -234,7 +234,8 @@ fn a_hello_tells_of_a_lease_in_a_way_that_others_refuse() {
     let bytes = leased.encode();
     let arrived = Hello::decode(&bytes).expect("a sound hello");
     assert_eq!(arrived, leased);
-    let difference = Difference::between(&arrived.identity, &hello(Status::Cold).identity);
+    let theirs = &arrived.identity;
+    let difference = Difference::between(theirs, &hello(Status::Cold).identity, true);
     assert!(matches!(difference, Some(Difference::Protection { .. })));
     // A lease that is no number.
     let at = bytes.windows(4).position(|four| four == b"1500");

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use evertwin_replicator::Ended;
 use evertwin_replicator::control::{Command, NotDone};
+use evertwin_replicator::{Ended, Error};
 
 use crate::support::machine::FakeVm;
 use crate::support::proxy::Proxy;
@@ -290,6 +290,30 @@ fn a_primary_whose_disk_fails_hands_its_guest_over() {
     run_until_seen(&b.vm, &world, 100);
     wait_for("b is protected", || b.role() == "protected");
     assert!(b.vm.lock().withholds);
+}
+
+#[test]
+fn a_standby_whose_disk_fails_leaves_and_says_why() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    wait_for("a boots", || a.vm.running());
+    let mut b = pair.start("b", FakeVm::new(&world, PAGES));
+    wait_for("a is protected", || a.role() == "protected");
+    b.vm.fill_disk();
+    let ended = b.ended();
+    assert!(
+        matches!(&ended, Err(Error::StandbyDisk(why)) if why.contains("No space")),
+        "{ended:?}"
+    );
+    assert!(!b.vm.running());
+    wait_for("a is alone", || a.role() == "solo");
+    let said = a.peer_disk_failure();
+    assert!(said.is_some_and(|why| why.contains("No space")));
+    run_until_seen(&a.vm, &world, 100);
+    // Repaired, it is as good as any other.
+    let _b = pair.start("b", FakeVm::new(&world, PAGES));
+    wait_for("a is protected", || a.role() == "protected");
+    assert_eq!(a.peer_disk_failure(), None);
 }
 
 #[test]

@@ -64,6 +64,22 @@ fn an_idle_guests_disks_are_compared_and_repaired() {
 }
 
 #[test]
+fn a_guest_leaves_a_disk_that_has_a_block_nobody_can_read() {
+    let (pair, world) = (Pair::new(), world());
+    let (a, b) = protected(&pair, &world);
+    wait_for_same(&a.vm, &b.vm);
+    a.vm.lock().checks.unreadable = true;
+    assert_eq!(a.scrub(), Ok(1));
+    wait_for("b has the guest", || b.vm.running() && !a.vm.running());
+    assert!(b.vm.lock().consistent(), "exactly one epoch (I3)");
+    assert_eq!(a.scrubbed(1).counts.unreadable, 1);
+    // The other twin follows, is compared with, and found to be the same.
+    wait_for("b is protected", || b.role() == "protected");
+    assert_eq!(b.scrub(), Ok(1));
+    assert!(b.scrubbed(1).is_clean());
+}
+
+#[test]
 fn disks_are_compared_by_themselves() {
     let (mut pair, world) = (Pair::new(), world());
     pair.scrub_every = Some(Duration::from_millis(200));

@@ -12,19 +12,34 @@ use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig, VsockConfig};
 /// # Errors
 /// Anything else, or more than 2^64.
 pub fn parse_size(text: &str) -> Result<u64, ConfigError> {
-    let wrong = || {
+    bytes(text, "KMG").ok_or_else(|| {
         ConfigError::Value(format!(
             "`{text}` is not a memory size: write a number with K, M or G, for example 512M"
         ))
+    })
+}
+
+/// The same for a disk: `20G`, `2T`.
+///
+/// # Errors
+/// As [`parse_size`].
+pub fn parse_disk_size(text: &str) -> Result<u64, ConfigError> {
+    bytes(text, "KMGT").ok_or_else(|| {
+        ConfigError::Value(format!(
+            "`{text}` is not a disk's size: write a number with M, G or T, for example 20G"
+        ))
+    })
+}
+
+/// A number with one of these units, each 1024 times the one before, or without.
+fn bytes(text: &str, units: &str) -> Option<u64> {
+    let end = text.char_indices().next_back();
+    let unit = end.and_then(|(at, unit)| Some((at, units.find(unit.to_ascii_uppercase())?)));
+    let (digits, shift) = match unit {
+        Some((at, place)) => (&text[..at], 10 * (place + 1)),
+        None => (text, 0),
     };
-    let (digits, shift) = match text.char_indices().next_back() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// A VM's number of vCPUs.
@@ -206,6 +221,7 @@ mod tests {
         assert_eq!(parse_size("512M").unwrap(), 512 << 20);
         assert_eq!(parse_size("2g").unwrap(), 2 << 30);
         assert_eq!(parse_size("4096").unwrap(), 4096);
+        assert_eq!(parse_disk_size("2T").unwrap(), 2 << 40);
         for bad in ["", "M", "-1M", "1T", "99999999999G", "1.5G", "5é"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }

@@ -4,7 +4,7 @@ mod client;
 mod server;
 
 pub use client::{ClientError, ask, sockets};
-pub use server::serve;
+pub use server::{Desk, serve};
 
 use std::path::PathBuf;
 
@@ -27,6 +27,13 @@ pub enum Request {
     Level {
         /// For its disks alone: how long the guest may run on the standby's last word, in milliseconds.
         lease_ms: Option<u64>,
+    },
+    /// Have a disk grow under the guest.
+    Grow {
+        /// Its number.
+        disk: u32,
+        /// Its new size in bytes; without one what its image has by now.
+        bytes: Option<u64>,
     },
     /// Compare both twins' disks.
     Scrub {
@@ -53,6 +60,11 @@ pub enum Reply {
     Scrubbing {
         /// Number of the pass, of which [`Request::Status`] tells.
         number: u64,
+    },
+    /// To [`Request::Grow`]: it has, on both hosts.
+    Grown {
+        /// Its new size in bytes.
+        bytes: u64,
     },
     /// The others were obeyed.
     Done {

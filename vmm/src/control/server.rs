@@ -4,11 +4,11 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use evertwin_replicator::control::{Command, Controller, Outcome};
+use evertwin_replicator::control::{Command, Controller, Outcome, TwinStatus};
 
 use super::{Reply, Request, VmStatus};
 
@@ -29,6 +29,43 @@ const CLIENT: Duration = Duration::from_secs(5);
 
 /// How long the end of a twin waits for the last answers to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Who answers.
+#[derive(Clone)]
+pub struct Desk(Arc<Mutex<Clerk>>);
+
+#[derive(Clone)]
+enum Clerk {
+    /// A twin that runs.
+    Twin(Controller),
+    /// What there is to say while none does, and why none does.
+    Nobody(Box<TwinStatus>, String),
+}
+
+impl Desk {
+    /// This twin answers.
+    pub fn new(controller: Controller) -> Self {
+        Self(Arc::new(Mutex::new(Clerk::Twin(controller))))
+    }
+
+    /// From now on this one does.
+    pub fn hand_to(&self, controller: Controller) {
+        *self.lock() = Clerk::Twin(controller);
+    }
+
+    /// From now on the status is this, and commands are refused for this reason.
+    pub fn leave_note(&self, status: TwinStatus, why: &str) {
+        *self.lock() = Clerk::Nobody(Box::new(status), why.to_owned());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Clerk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clerk(&self) -> Clerk {
+        self.lock().clone()
+    }
+}
 
 /// A socket that goes when this does.
 #[derive(Debug)]
@@ -55,9 +92,10 @@ impl Drop for Serving {
 /// # Errors
 /// The socket can't be made: its directory is missing or not writable, the path is too long, or
 /// another twin serves it.
-pub fn serve(path: &Path, vm: &str, controller: Controller) -> io::Result<Serving> {
+pub fn serve(path: &Path, vm: &str, desk: &Desk) -> io::Result<Serving> {
     let listener = bind(path)?;
     let vm = Arc::<str>::from(vm);
+    let desk = desk.clone();
     let open = Arc::new(AtomicUsize::new(0));
     let serving = Serving {
         path: path.to_owned(),
@@ -71,12 +109,11 @@ pub fn serve(path: &Path, vm: &str, controller: Controller) -> io::Result<Servin
                     open.fetch_sub(1, Ordering::AcqRel);
                     continue;
                 }
-                let (vm, controller, counted) =
-                    (Arc::clone(&vm), controller.clone(), Arc::clone(&open));
+                let (vm, clerk, counted) = (Arc::clone(&vm), desk.clerk(), Arc::clone(&open));
                 let spawned = std::thread::Builder::new()
                     .name("control-client".into())
                     .spawn(move || {
-                        if let Err(error) = converse(&stream, &vm, &controller) {
+                        if let Err(error) = converse(&stream, &vm, &clerk) {
                             tracing::debug!(%error, "a control connection ended early");
                         }
                         counted.fetch_sub(1, Ordering::AcqRel);
@@ -113,13 +150,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn converse(stream: &UnixStream, vm: &str, controller: &Controller) -> io::Result<()> {
+fn converse(stream: &UnixStream, vm: &str, clerk: &Clerk) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT))?;
     stream.set_write_timeout(Some(CLIENT))?;
     let mut line = String::new();
     BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => answer(request, vm, controller),
+        Ok(request) => answer(request, vm, clerk),
         Err(error) => Reply::Error(format!("not a request: {error}")),
     };
     let mut text = serde_json::to_string(&reply)?;
@@ -127,7 +164,17 @@ fn converse(stream: &UnixStream, vm: &str, controller: &Controller) -> io::Resul
     (&mut &*stream).write_all(text.as_bytes())
 }
 
-fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
+fn answer(request: Request, vm: &str, clerk: &Clerk) -> Reply {
+    let controller = match (clerk, &request) {
+        (Clerk::Twin(controller), _) => controller,
+        (Clerk::Nobody(twin, _), Request::Status) => {
+            return Reply::Status(Box::new(VmStatus {
+                vm: vm.to_owned(),
+                twin: (**twin).clone(),
+            }));
+        }
+        (Clerk::Nobody(_, why), _) => return Reply::Error(why.clone()),
+    };
     let command = match request {
         Request::Status => {
             return match controller.status(STATUS) {
@@ -143,6 +190,13 @@ fn answer(request: Request, vm: &str, controller: &Controller) -> Reply {
         Request::Leave => Command::Leave,
         Request::Level { lease_ms } => {
             return done(controller.level(lease_ms.map(Duration::from_millis), STATUS));
+        }
+        Request::Grow { disk, bytes } => {
+            return match controller.grow(disk, bytes, COMMAND) {
+                Ok(Ok(bytes)) => Reply::Grown { bytes },
+                Ok(Err(why)) => Reply::Error(why.to_string()),
+                Err(why) => Reply::Error(why.to_string()),
+            };
         }
         Request::Scrub { memory } => {
             return match controller.scrub(memory, STATUS) {

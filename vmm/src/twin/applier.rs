@@ -12,10 +12,12 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use evertwin_devices::virtio::block::{Block, CopyBase, Journal, Point};
 use evertwin_devices::virtio::{DiskData, DiskWrite};
 use evertwin_replicator::crash::crash_point;
-use evertwin_replicator::machine::{DiskCheck, DiskChecked, DiskPosition};
+use evertwin_replicator::machine::{
+    DiskCheck, DiskChecked, DiskPosition, DiskRoom, MachineError, RoomMade,
+};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{lock, scrub};
+use super::{growth, lock, scrub};
 use crate::machine::{self, SharedDevice};
 
 /// Bytes of writes that may wait for the disks; who brings more waits as well.
@@ -49,6 +51,8 @@ pub(super) enum Task {
     Finish,
     /// What they hold now is this point. Older ones but these can be forgotten.
     Follow(Point, Vec<Point>),
+    /// One of them is to grow.
+    Room(DiskRoom, Sender<RoomMade>),
     /// One of them is compared as it is now.
     Compare(DiskCheck, Sender<DiskChecked>),
     /// The guest goes on here: nobody else writes to them from now on.
@@ -272,6 +276,9 @@ impl Worker {
         match task {
             Task::Begin(copies, tell) => {
                 let begun = self.begin(copies);
+                if let Err(error) = &begun {
+                    self.fail(error);
+                }
                 // Who waits for it tells why it failed.
                 let _ = tell.send(begun);
                 let _ = self.changed.write(1);
@@ -301,6 +308,12 @@ impl Worker {
                     disk.begin_point(point, &keep);
                     disk.settle_point(point, false);
                 });
+                Ok(())
+            }
+            Task::Room(room, tell) => {
+                let made = self.make_room(room);
+                let _ = tell.send((room.size, made));
+                let _ = self.changed.write(1);
                 Ok(())
             }
             Task::Compare(check, tell) => {
@@ -334,6 +347,19 @@ impl Worker {
             Some(mut journal) => journal.forget(),
             None => Ok(()),
         }
+    }
+
+    /// A disk's image becomes larger, and all that is known of it beside it. What the journal has stays good.
+    fn make_room(&mut self, room: DiskRoom) -> Result<(), MachineError> {
+        if let Some(journal) = &self.journal {
+            journal.expect_growth().map_err(MachineError::new)?;
+        }
+        growth::use_room(&self.devices, room)?;
+        if let Some(journal) = &mut self.journal {
+            let disks = machine::journaled(&self.devices);
+            journal.images_have_grown(disks.map_err(MachineError::new)?);
+        }
+        Ok(())
     }
 
     /// Prepares each disk for its copy.

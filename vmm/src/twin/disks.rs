@@ -6,8 +6,8 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use evertwin_devices::virtio::block::{Block, BlockSet, CopyBase, Distrust, Held, Point};
 use evertwin_devices::virtio::{Device, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
-    CopyBase as NamedBase, DiskCheck, DiskChecked, DiskCopy, DiskPlan, DiskPosition, HeldDisk,
-    LackingDisk, MachineError, NewBase,
+    CopyBase as NamedBase, DiskCheck, DiskChecked, DiskCopy, DiskPlan, DiskPosition, DiskRoom,
+    HeldDisk, LackingDisk, MachineError, NewBase, RoomMade,
 };
 
 use super::applier::{Applier, Copy, Task};
@@ -265,6 +265,15 @@ impl Disks {
         // One that can't be asked has failed, which is told elsewhere.
         let _ = self.applier.ask(Task::Compare(check, tell));
         compared
+    }
+
+    /// Begins to make room for a disk that grows, behind all that was asked before.
+    pub(super) fn make_room(&self, room: DiskRoom) -> Receiver<RoomMade> {
+        let (tell, made) = bounded(1);
+        if let Err(failure) = self.applier.ask(Task::Room(room, tell.clone())) {
+            let _ = tell.send((room.size, Err(MachineError::new(failure))));
+        }
+        made
     }
 
     /// Standby: what is on the disks is all that has come.

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Disks, Machine, disks, from_device, lock};
 use crate::machine::Error;
 
-/// The state of each epoch: there is none.
+/// The state of each epoch: there is none, but for disks that have grown since the twin was filled. Number and sectors of each follow.
 const NO_STATE: &[u8] = b"disks only";
 
 /// Replicates the disks of a machine.
@@ -80,17 +80,27 @@ impl DisksOnly {
             disks.begin_point(&mut *device);
             if let Some(disk) = device.disk() {
                 disk.seal_answers(epoch);
+                if let Some(sectors) = disk.grown_to() {
+                    into.state.extend(disk.number().to_le_bytes());
+                    into.state.extend(sectors.to_le_bytes());
+                }
             }
         }
         disks.point_begun();
     }
 
-    /// Checks the state of an epoch that has come.
-    pub(super) fn check(state: &[u8]) -> Result<(), MachineError> {
-        match state == NO_STATE {
-            true => Ok(()),
-            false => Err(MachineError::new("the epoch holds more than disk writes")),
-        }
+    /// Checks the state of an epoch that has come, and gives numbers and sectors of the disks that have grown.
+    pub(super) fn check(state: &[u8]) -> Result<Vec<(u32, u64)>, MachineError> {
+        let grown = state.strip_prefix(NO_STATE).and_then(|grown| {
+            let (grown, rest) = grown.as_chunks::<12>();
+            let read = |[d0, d1, d2, d3, sectors @ ..]: [u8; 12]| {
+                let disk = u32::from_le_bytes([d0, d1, d2, d3]);
+                (disk, u64::from_le_bytes(sectors))
+            };
+            rest.is_empty()
+                .then(|| grown.iter().copied().map(read).collect())
+        });
+        grown.ok_or_else(|| MachineError::new("the epoch holds more than disk writes"))
     }
 
     /// Runs the guest from its kernel, on disks that hold all that it was told is written.

@@ -58,7 +58,7 @@ impl Sums {
 }
 
 /// The device of a disk that the guest may write.
-fn device_of(devices: &[SharedDevice], number: u32) -> Option<&SharedDevice> {
+pub(super) fn device_of(devices: &[SharedDevice], number: u32) -> Option<&SharedDevice> {
     let is_it = |disk: &mut Block| disk.number() == number;
     let mut devices = devices.iter();
     devices.find(|device| lock(*device).disk().is_some_and(is_it))
@@ -72,7 +72,7 @@ fn reader(device: &SharedDevice) -> io::Result<BlockReader> {
 }
 
 /// Does something that takes a disk its time, and then has the replicator look.
-fn spawn<T: Send + 'static>(
+pub(super) fn spawn<T: Send + 'static>(
     machine: &Machine,
     task: impl FnOnce() -> T + Send + 'static,
 ) -> Receiver<T> {

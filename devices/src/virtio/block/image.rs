@@ -167,6 +167,16 @@ impl DiskImage {
         self.sectors
     }
 
+    /// Size in bytes that it has on its host by now. What is behind [`Self::bytes`] is not used yet.
+    pub(super) fn bytes_now(&self) -> io::Result<u64> {
+        Ok(seek(&self.file, Place::End(0))?)
+    }
+
+    /// More of it is used from now on: so many sectors.
+    pub(super) fn grow(&mut self, sectors: u64) {
+        self.sectors = self.sectors.max(sectors);
+    }
+
     /// Size in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.sectors * SECTOR_BYTES
@@ -223,26 +233,14 @@ impl DiskImage {
     }
 
     /// The next piece of contents at or after `from`, at most `limit` bytes: where it starts,
-    /// and its bytes. Holes are passed over. None at the end of the image.
+    /// and its bytes. Holes are passed over. None at `end`.
     pub(super) fn next_contents(
         &self,
         from: u64,
+        end: u64,
         limit: usize,
     ) -> io::Result<Option<(u64, Bytes)>> {
-        let end = self.sectors * SECTOR_BYTES;
-        // Not every file system or device knows its holes: then all of it is contents.
-        let start = match seek(&self.file, Place::Data(from)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => return Ok(None),
-            Err(_) => from,
-        };
-        if start >= end {
-            return Ok(None);
-        }
-        let stop = seek(&self.file, Place::Hole(start)).unwrap_or(end);
-        let len = (stop.min(end).max(start + 1) - start).min(limit as u64);
-        let bytes = filled(len as usize, |bytes| self.file.read_exact_at(bytes, start))?;
-        Ok(Some((start, bytes)))
+        next_contents(&self.file, from, end, limit)
     }
 
     /// Makes the whole image read as zeroes, and marks it: a copy begins.
@@ -254,22 +252,7 @@ impl DiskImage {
     /// Makes a range read as zeroes, now. Its space is given back if `unmap` and possible.
     pub(super) fn zero_at(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         self.check(offset, len)?;
-        let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
-        for way in &ways[usize::from(!unmap)..] {
-            match fallocate(&self.file, *way | FallocateFlags::KEEP_SIZE, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(error) if is_impossible(&error.into()) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let zeroes = vec![0; CLEAR_BYTES.min(usize::try_from(len).unwrap_or(CLEAR_BYTES))];
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let len = (end - at).min(CLEAR_BYTES as u64);
-            self.file.write_all_at(&zeroes[..len as usize], at)?;
-            at += len;
-        }
-        Ok(())
+        zero(&self.file, offset, len, unmap)
     }
 
     /// Writes to the image, now.
@@ -288,6 +271,48 @@ impl DiskImage {
         );
         Err(io::Error::new(io::ErrorKind::InvalidData, message))
     }
+}
+
+/// The next contents of an open file or device in `from..end`, at most `limit` bytes of it, with holes passed over.
+pub(super) fn next_contents(
+    file: &File,
+    from: u64,
+    end: u64,
+    limit: usize,
+) -> io::Result<Option<(u64, Bytes)>> {
+    // Not every file system or device knows its holes: then all of it is contents.
+    let start = match seek(file, Place::Data(from)) {
+        Ok(start) => start,
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(_) => from,
+    };
+    if start >= end {
+        return Ok(None);
+    }
+    let stop = seek(file, Place::Hole(start)).unwrap_or(end);
+    let len = (stop.min(end).max(start + 1) - start).min(limit as u64);
+    let bytes = filled(len as usize, |bytes| file.read_exact_at(bytes, start))?;
+    Ok(Some((start, bytes)))
+}
+
+/// Makes a range of an open file or device read as zeroes, which must be inside. Its space is given back if `unmap` and possible.
+pub(super) fn zero(file: &File, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
+    for way in &ways[usize::from(!unmap)..] {
+        match fallocate(file, *way | FallocateFlags::KEEP_SIZE, offset, len) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_impossible(&error.into()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let zeroes = vec![0; CLEAR_BYTES.min(usize::try_from(len).unwrap_or(CLEAR_BYTES))];
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let len = (end - at).min(CLEAR_BYTES as u64);
+        file.write_all_at(&zeroes[..len as usize], at)?;
+        at += len;
+    }
+    Ok(())
 }
 
 /// Locks an image, waiting a little: after a process is killed, the kernel finishes its disk
@@ -335,12 +360,12 @@ mod tests {
         let path = dir.path().join("disk.img");
         File::create(&path).unwrap().set_len(4 * MIB).unwrap();
         let image = DiskImage::open(&path, false).unwrap();
-        assert!(image.next_contents(0, 4096).unwrap().is_none());
+        assert!(image.next_contents(0, 4 * MIB, 4096).unwrap().is_none());
         image.write_at(2 * MIB + 512, &[7; 512]).unwrap();
         let mut found = vec![0; 4 * MIB as usize];
         let mut at = 0;
         let mut copied = 0;
-        while let Some((start, bytes)) = image.next_contents(at, 4096).unwrap() {
+        while let Some((start, bytes)) = image.next_contents(at, 4 * MIB, 4096).unwrap() {
             assert!(start >= at && (1..=4096).contains(&bytes.len()));
             found[start as usize..][..bytes.len()].copy_from_slice(&bytes);
             copied += bytes.len();

@@ -19,6 +19,12 @@ pub(super) struct ImageId {
 }
 
 impl ImageId {
+    /// Whether it is the image that another was, perhaps grown since.
+    pub(super) fn may_come_from(&self, other: &Self) -> bool {
+        let Self { bytes, inode, made } = self;
+        (inode, made) == (&other.inode, &other.made) && *bytes >= other.bytes
+    }
+
     pub(super) fn of(image: &File, bytes: u64) -> io::Result<Self> {
         let metadata = image.metadata()?;
         if metadata.file_type().is_block_device() {

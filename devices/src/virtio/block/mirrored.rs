@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::image::DiskImage;
 use super::mirror::{self, Mirror, Step, Ticket, blocks_of};
 use super::{
     BLOCK_BYTES, Block, BlockSet, CopyBase, CopyMark, DiskData, DiskWrite, Distrust, Held,
@@ -41,6 +42,20 @@ pub struct CopyPlan {
 }
 
 impl Mirrored {
+    /// The image is about to become larger: that is this process's doing.
+    pub(super) fn expect_growth(&mut self) {
+        if let Some(mirror) = &mut self.mirror {
+            mirror.stamp_now();
+        }
+    }
+
+    /// The image is larger. Nothing is under way.
+    pub(super) fn grow(&mut self, image: &DiskImage) {
+        if let Some(mirror) = &mut self.mirror {
+            mirror.grow(image);
+        }
+    }
+
     /// Requests that wait for the record.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
@@ -158,10 +173,14 @@ impl Block {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }
-        match from {
-            Some(_) => Ok(()),
-            None => image.clear().map_err(|error| image.name_in(error)),
-        }
+        let behind = image.bytes() - self.extent.bytes();
+        let cleared = match from {
+            None => image.clear(),
+            Some(_) if behind == 0 => Ok(()),
+            // No guest knows of that part. Should the disk grow once more, both sides have zeroes there.
+            Some(_) => image.zero_at(self.extent.bytes(), behind, true),
+        };
+        cleared.map_err(|error| image.name_in(error))
     }
 
     /// Both disks hold the same at this instant, but for what the guest's requests in flight change. Of older points only `keep`
@@ -320,7 +339,7 @@ impl Block {
             return Ok(None);
         }
         let Some(delta) = &self.mirrored.delta else {
-            let found = image.next_contents(from, limit)?;
+            let found = image.next_contents(from, self.extent.bytes(), limit)?;
             return Ok(found.map(|(offset, bytes)| (offset, contents(bytes))));
         };
         let block = u32::try_from(from / BLOCK_BYTES).unwrap_or(u32::MAX);
@@ -328,15 +347,15 @@ impl Block {
             return Ok(None);
         };
         let start = from.max(u64::from(run.start) * BLOCK_BYTES);
-        let end = image.bytes().min(u64::from(run.end) * BLOCK_BYTES);
+        let end = self.extent.bytes().min(u64::from(run.end) * BLOCK_BYTES);
         if start >= end {
             return Ok(None);
         }
         // The twin's disk may hold anything there: holes are told as well.
         let limit = (end - start).min(limit as u64) as usize;
-        Ok(Some(match image.next_contents(start, limit)? {
+        Ok(Some(match image.next_contents(start, end, limit)? {
             Some((at, bytes)) if at == start => (at, contents(bytes)),
-            Some((at, _)) => (start, zeroes(at.min(end) - start)),
+            Some((at, _)) => (start, zeroes(at - start)),
             None => (start, zeroes(end - start)),
         }))
     }

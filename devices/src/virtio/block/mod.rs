@@ -5,6 +5,7 @@ mod answers;
 mod beside;
 mod cache;
 mod copy_mark;
+mod growth;
 mod image;
 mod image_id;
 mod journal;
@@ -34,6 +35,8 @@ use aligned::AlignedBuffer;
 use answers::{Answer, Answers};
 pub use cache::CacheMode;
 pub use copy_mark::CopyMark;
+use growth::Extent;
+pub use growth::{GrowthError, Room};
 pub use image::{DiskImage, ImageError, SECTOR_BYTES};
 pub use journal::{Journal, JournalError, JournaledDisk, Recovery, recover};
 pub use mirror::{BLOCK_BYTES, BlockSet, CopyBase, Distrust, Held, Point};
@@ -128,6 +131,8 @@ pub struct Block {
     name: String,
     disk: u32,
     serial: DiskSerial,
+    /// What of the image is the guest's disk.
+    extent: Extent,
     ring: DiskRing,
     in_flight: BTreeMap<u64, InFlight>,
     next_token: u64,
@@ -165,11 +170,13 @@ impl Block {
     /// io_uring can't be set up.
     pub fn over(disk: u32, image: DiskImage, serial: DiskSerial) -> Result<Self, BlockError> {
         let path = image.path().to_path_buf();
+        let extent = Extent::of(&image);
         let ring = DiskRing::new(image).map_err(|error| BlockError::Ring { path, error })?;
         Ok(Self {
             name: format!("disk{disk}"),
             disk,
             serial,
+            extent,
             ring,
             in_flight: BTreeMap::new(),
             next_token: 0,
@@ -258,7 +265,7 @@ impl Block {
         if chain.writable.is_empty() {
             return Err(Broken::NoStatus);
         }
-        let request = Request::parse(transport.memory(), &chain, self.ring.image());
+        let request = Request::parse(transport.memory(), &chain, &self.extent);
         let operation = match request {
             Ok(Request::Read { offset, len }) => Operation::Read {
                 offset,
@@ -432,7 +439,7 @@ impl Backend for Block {
     fn identity(&self) -> DeviceIdentity {
         DeviceIdentity::Block {
             disk: self.disk,
-            sectors: self.ring.image().sectors(),
+            sectors: self.extent.sectors,
             read_only: self.ring.image().read_only(),
             serial: self.serial.to_string(),
         }
@@ -461,7 +468,7 @@ impl Backend for Block {
     /// `struct virtio_blk_config` (5.2.4).
     fn config(&self) -> Vec<u8> {
         let mut config = Vec::with_capacity(60);
-        config.extend(self.ring.image().sectors().to_le_bytes());
+        config.extend(self.extent.sectors.to_le_bytes());
         config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
         // No geometry.
@@ -524,6 +531,7 @@ impl Backend for Block {
         let Self {
             in_flight,
             reissue,
+            extent,
             // The config's, and the same on both twins.
             name: _,
             disk: _,
@@ -550,7 +558,11 @@ impl Backend for Block {
             .map(|request| request.chain.head)
             .chain(reissue.iter().copied())
             .collect();
-        BackendState::Block(BlockState { in_flight })
+        let state = BlockState { in_flight };
+        match extent.grown {
+            false => BackendState::Block(state),
+            true => BackendState::GrownBlock(state, extent.sectors),
+        }
     }
 
     fn restore(
@@ -558,15 +570,25 @@ impl Backend for Block {
         transport: &TransportState,
         state: BackendState,
     ) -> Result<(), RestoreError> {
-        let BackendState::Block(BlockState { in_flight }) = state else {
-            return Err(RestoreError::Kind);
+        let (in_flight, grown) = match state {
+            BackendState::Block(BlockState { in_flight }) => (in_flight, None),
+            BackendState::GrownBlock(BlockState { in_flight }, sectors) => {
+                (in_flight, Some(sectors))
+            }
+            _ => return Err(RestoreError::Kind),
         };
+        if let Some(sectors) = grown.filter(|sectors| !self.has_room_for(*sectors)) {
+            return Err(RestoreError::Size(sectors));
+        }
         // Only a live queue has requests. A guest may offer one chain twice, so heads need
         // not differ.
         let queue = &transport.queues[QUEUE];
         let size = if queue.ready { queue.size } else { 0 };
         if in_flight.len() > DEPTH || in_flight.iter().any(|&head| u32::from(head) >= size) {
             return Err(RestoreError::InFlight);
+        }
+        if let Some(sectors) = grown {
+            self.extent.follow(sectors);
         }
         self.reset();
         self.watch.touch_all();
@@ -595,6 +617,8 @@ impl Backend for Block {
 
     fn record_disk_writes(&mut self, on: bool) {
         self.recording = on;
+        // A twin that is filled from here on is told the size.
+        self.extent.grown = false;
         drop(self.take_disk_writes());
     }
 
@@ -611,6 +635,10 @@ impl Backend for Block {
             offset,
             data,
         }))
+    }
+
+    fn grow(&mut self, sectors: u64) -> bool {
+        self.grow_extent(sectors)
     }
 
     fn disk(&mut self) -> Option<&mut Block> {

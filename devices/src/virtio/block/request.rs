@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::super::chain::Chain;
 use super::aligned::filled;
-use super::image::{DiskImage, SECTOR_BYTES};
+use super::growth::Extent;
+use super::image::SECTOR_BYTES;
 use super::operation::Zeroing;
 use super::serial::ID_BYTES;
 use crate::GuestMemory;
@@ -56,11 +57,7 @@ pub(super) enum Request {
 impl Request {
     /// Reads the request of `chain`, or gives the status with which it is refused.
     /// The caller made sure that there is room for a status byte.
-    pub(super) fn parse(
-        mem: &GuestMemory,
-        chain: &Chain,
-        image: &DiskImage,
-    ) -> Result<Self, Status> {
+    pub(super) fn parse(mem: &GuestMemory, chain: &Chain, disk: &Extent) -> Result<Self, Status> {
         let mut header = [0u8; HEADER_BYTES as usize];
         if !chain.readable.read(mem, 0, &mut header) {
             return Err(Status::IoError);
@@ -72,7 +69,7 @@ impl Request {
         let place = |len: u32| {
             let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
             let whole = len > 0 && u64::from(len) % SECTOR_BYTES == 0;
-            let fits = len <= MAX_REQUEST_BYTES && image.contains(offset, len.into());
+            let fits = len <= MAX_REQUEST_BYTES && disk.contains(offset, len.into());
             if whole && fits {
                 Ok(offset)
             } else {
@@ -84,7 +81,7 @@ impl Request {
                 offset: place(writable)?,
                 len: writable,
             }),
-            kind::OUT if image.read_only() => Err(Status::IoError),
+            kind::OUT if disk.read_only => Err(Status::IoError),
             kind::OUT => {
                 let offset = place(readable)?;
                 let data = filled(readable as usize, |data| {
@@ -93,13 +90,13 @@ impl Request {
                 })?;
                 Ok(Self::Write { offset, data })
             }
-            kind::DISCARD | kind::WRITE_ZEROES if image.read_only() => Err(Status::IoError),
+            kind::DISCARD | kind::WRITE_ZEROES if disk.read_only => Err(Status::IoError),
             kind @ (kind::DISCARD | kind::WRITE_ZEROES) => {
                 let mut range = [0u8; RANGE_BYTES as usize];
                 let whole = readable == MAX_RANGES * RANGE_BYTES
                     && chain.readable.read(mem, HEADER_BYTES, &mut range);
                 if whole {
-                    parse_range(kind, range, image)
+                    parse_range(kind, range, disk)
                 } else {
                     Err(Status::IoError)
                 }
@@ -116,7 +113,7 @@ impl Request {
 fn parse_range(
     kind: u32,
     range: [u8; RANGE_BYTES as usize],
-    image: &DiskImage,
+    disk: &Extent,
 ) -> Result<Request, Status> {
     let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
@@ -130,7 +127,7 @@ fn parse_range(
     };
     let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
     let len = u64::from(sectors) * SECTOR_BYTES;
-    if (1..=MAX_RANGE_SECTORS).contains(&sectors) && image.contains(offset, len) {
+    if (1..=MAX_RANGE_SECTORS).contains(&sectors) && disk.contains(offset, len) {
         Ok(Request::Zero { offset, len, how })
     } else {
         Err(Status::IoError)

@@ -52,6 +52,10 @@ impl DiskRing {
         &self.image
     }
 
+    pub(super) fn image_mut(&mut self) -> &mut DiskImage {
+        &mut self.image
+    }
+
     /// Readable when operations have finished.
     pub(super) fn event_fd(&self) -> RawFd {
         self.event.as_raw_fd()

@@ -89,7 +89,7 @@ fn read(file: &File, place: &Place) -> io::Result<Bytes> {
 impl Block {
     /// Size of the disk in bytes.
     pub fn bytes(&self) -> u64 {
-        self.image().bytes()
+        self.extent.bytes()
     }
 
     /// Reads the disk on behalf of others.

@@ -208,9 +208,11 @@ impl BlockDevice {
         ))
     }
 
-    /// Takes the interrupt that `wake` may hold.
-    pub(crate) fn take_interrupt(&self, wake: u32) {
-        self.transport.take_interrupt(wake);
+    /// Takes the interrupt that `wake` may hold. The disk may be larger after it (virtio 1.2, 5.2.3).
+    pub(crate) fn take_interrupt(&mut self, wake: u32) {
+        if self.transport.take_interrupt(wake) {
+            self.capacity = u64::from_le_bytes(self.transport.config(0));
+        }
     }
 
     /// Before sleeping: asks for an interrupt. False: look again first.

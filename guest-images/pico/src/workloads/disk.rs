@@ -1,8 +1,10 @@
 //! `workload=disk`: writes blocks in a pattern that each round changes, and verifies in
 //! each round what the one before wrote. With `rounds=` it verifies the last one, too,
-//! and shuts the machine down.
+//! and shuts the machine down. A disk that grows gets as many blocks more, at its new end.
 
 use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
 
 use pico::command_line::CommandLine;
 use pico::pattern;
@@ -36,6 +38,10 @@ pub(super) fn run(line: CommandLine<'_>, devices: Devices) -> ! {
         .value("rounds")
         .map(|_| number(line, "rounds", 1, u64::MAX));
     say!("ready workload=disk blocks={blocks}");
+    let mut areas = Areas {
+        room,
+        areas: vec![(0..blocks, 1)],
+    };
     let mut tally = Tally {
         verified: 0,
         errors: 0,
@@ -44,8 +50,9 @@ pub(super) fn run(line: CommandLine<'_>, devices: Devices) -> ! {
     let mut round = 0;
     while rounds.is_none_or(|rounds| round < rounds) {
         round += 1;
-        for block in 0..blocks {
-            if round > 1 {
+        areas.look(&disk, blocks, round);
+        for (block, first) in areas.blocks() {
+            if round > first {
                 verify(&mut disk, block, round - 1, &mut tally);
             }
             let mut bytes = vec![0; BLOCK];
@@ -69,7 +76,7 @@ pub(super) fn run(line: CommandLine<'_>, devices: Devices) -> ! {
             tally.report_at = now + REPORT_NS;
         }
     }
-    for block in 0..blocks {
+    for (block, _) in areas.blocks() {
         verify(&mut disk, block, round, &mut tally);
     }
     say!(
@@ -78,6 +85,31 @@ pub(super) fn run(line: CommandLine<'_>, devices: Devices) -> ! {
         tally.errors
     );
     power::shut_down()
+}
+
+/// Where it writes, and since which round.
+struct Areas {
+    /// Blocks of the disk.
+    room: u64,
+    areas: Vec<(Range<u64>, u64)>,
+}
+
+impl Areas {
+    /// The disk may have grown: its last `blocks` are written from this round on.
+    fn look(&mut self, disk: &BlockDevice, blocks: u64, round: u64) {
+        let room = disk.capacity() / SECTORS;
+        if room > self.room {
+            let start = self.room.max(room - blocks);
+            say!("disk: grown blocks={room} from={start}");
+            self.areas.push((start..room, round));
+            self.room = room;
+        }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = (u64, u64)> {
+        let areas = self.areas.iter();
+        areas.flat_map(|(area, first)| area.clone().map(|block| (block, *first)))
+    }
 }
 
 fn verify(disk: &mut BlockDevice, block: u64, round: u64, tally: &mut Tally) {

@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use evertwin_replicator::machine::{
-    BlockSum, DiskCheck, DiskChecked, DiskData, DiskSize, DiskWrite, Scrubbed, Summed,
+    BlockSum, DiskCheck, DiskChecked, DiskData, DiskRoom, DiskSize, DiskWrite, Growing,
+    MachineError, RoomMade, Scrubbed, Summed,
 };
 
 use super::machine::{FakeVm, Inner};
@@ -23,6 +24,10 @@ pub(crate) struct Checks {
     pub forgets: bool,
     /// The standby once names a block that it was not asked for.
     pub strays: bool,
+    /// What the primary has written can't be repeated.
+    pub full: bool,
+    /// The disk can't be read.
+    pub unreadable: bool,
     /// The standby does not say how its disk compares.
     pub silent: bool,
 }
@@ -74,7 +79,10 @@ impl Scrubbed for FakeVm {
         let mut inner = self.0.lock();
         let (count, sum) = inner.checks.sum.take()?;
         let mut summed = Summed::default();
-        if count == inner.count {
+        if inner.checks.unreadable {
+            let why = "Input/output error (os error 5)".to_owned();
+            summed.unreadable.push((0, why));
+        } else if count == inner.count {
             summed.stable.push(BlockSum { block: 0, sum });
         } else {
             summed.touched.push(0);
@@ -122,5 +130,30 @@ impl Scrubbed for FakeVm {
 
     fn take_compared(&mut self) -> Option<DiskChecked> {
         self.0.lock().checks.compared.take()
+    }
+}
+
+/// Its disk is as large as it is.
+impl Growing for FakeVm {
+    fn growth(&mut self, _disk: u32, _wanted: Option<u64>) -> Result<u64, MachineError> {
+        Err(MachineError::new("this disk does not grow"))
+    }
+
+    fn begin_room(&mut self, _room: DiskRoom) {}
+
+    fn take_room(&mut self) -> Option<RoomMade> {
+        None
+    }
+
+    fn grow_disk(&mut self, _size: DiskSize) -> Result<(), MachineError> {
+        Err(MachineError::new("this disk does not grow"))
+    }
+
+    fn disk_rooms(&self) -> Vec<DiskSize> {
+        self.disk_sizes()
+    }
+
+    fn fit_disks(&mut self, _sizes: &[DiskSize]) -> Result<(), MachineError> {
+        Ok(())
     }
 }

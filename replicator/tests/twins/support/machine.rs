@@ -154,6 +154,12 @@ impl FakeVm {
 }
 
 impl Handle {
+    /// Nothing more fits on its disk.
+    pub(crate) fn fill_disk(&self) {
+        self.lock().checks.full = true;
+        rustix::io::write(&*self.reached, &1u64.to_ne_bytes()).expect("an eventfd");
+    }
+
     /// A request of the guest fails, and is withheld.
     pub(crate) fn fail_disk(&self, why: &'static str) {
         self.lock().disk_failure = Some(why);
@@ -566,7 +572,10 @@ impl Machine for FakeVm {
     }
 
     fn check_repeated(&self) -> Result<(), MachineError> {
-        Ok(())
+        match self.0.lock().checks.full {
+            true => Err(MachineError::new("No space left on device")),
+            false => Ok(()),
+        }
     }
 
     fn apply(&mut self, state: &[u8], disk_writes: &[DiskWrite]) -> Result<(), MachineError> {

@@ -89,6 +89,11 @@ impl Running {
         self.controller.status(PATIENCE).ok()?.link
     }
 
+    /// Why the peer's disk fails, if it does.
+    pub(crate) fn peer_disk_failure(&self) -> Option<String> {
+        self.controller.status(PATIENCE).ok()?.peer_disk_failure
+    }
+
     /// Waits for the run's end.
     pub(crate) fn ended(&mut self) -> Result<Ended, Error> {
         let thread = self.thread.take().expect("it is waited for once");
@@ -204,6 +209,7 @@ impl Pair {
             resync_rate: None,
             scrub_every: self.scrub_every,
             scrub_rate: 1 << 30,
+            disk_failure: None,
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
             notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),

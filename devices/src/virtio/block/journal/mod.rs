@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
-use super::image_id::ImageId;
+use super::image_id::{ImageId, stamp};
 use super::sealed::{self, PAGE};
 use super::{Block, CopyMark, DiskWrite, beside};
 use file::JournalFile;
@@ -196,6 +196,20 @@ impl Journal {
             return Ok(());
         }
         self.begin_life().map_err(|error| named(&self.path, error))
+    }
+
+    /// The images are about to become larger: that is this process's doing.
+    ///
+    /// # Errors
+    /// A file's times can't be set.
+    pub fn expect_growth(&self) -> io::Result<()> {
+        self.files.iter().map(JournalFile::file).try_for_each(stamp)
+    }
+
+    /// The images are larger now. The entries there are stay good: what they say of the images is written anew with the next life.
+    pub fn images_have_grown(&mut self, disks: Vec<JournaledDisk>) {
+        self.master.disks = ids(&disks);
+        self.disks = Arc::new(disks);
     }
 
     /// Makes all that was written to the disks durable, and forgets all entries.

@@ -106,6 +106,43 @@ fn who_dies_in_the_middle_of_an_epoch_has_all_of_it_at_the_next_start() {
     assert_eq!(next.recover().unwrap(), Recovery::Nothing);
 }
 
+/// Gives the second disk's image another size.
+fn resize(directory: &TempDir, bytes: u64) {
+    let file = File::options().write(true).open(path(directory, 1));
+    file.unwrap().set_len(bytes).unwrap();
+}
+
+#[test]
+fn entries_outlive_the_growth_of_an_image() {
+    let directory = images(2);
+    for (size, goes_on) in [(2 * SIZE, false), (3 * SIZE, true)] {
+        let mut standby = run(&directory, 2);
+        let mut journal = standby.journal();
+        journal.append(&[epoch(1)]).unwrap();
+        journal.expect_growth().unwrap();
+        resize(&directory, size);
+        // Who dies now has entries from before the growth; who goes on adds others to them.
+        if goes_on {
+            standby.blocks[1].use_room(size).unwrap();
+            journal.images_have_grown(standby.disks());
+            let end = bytes(1, size - 512, 9, 512);
+            journal.append(&[vec![end]]).unwrap();
+        }
+        drop((journal, standby));
+        let recovery = run(&directory, 2).recover().unwrap();
+        assert_eq!(recovery, Recovery::Repeated(1 + u64::from(goes_on)));
+        assert_eq!(both(&directory), (1, 1));
+    }
+    assert_eq!(contents(&directory, 1, 3 * SIZE - 1), 9);
+    // A smaller one is another one.
+    let mut journal = run(&directory, 2).journal();
+    journal.append(&[epoch(2)]).unwrap();
+    drop(journal);
+    resize(&directory, SIZE);
+    let recovery = run(&directory, 2).recover().unwrap();
+    assert!(matches!(recovery, Recovery::Forgotten(_)), "{recovery:?}");
+}
+
 #[test]
 fn an_epoch_that_is_not_whole_in_the_journal_is_on_no_disk() {
     let directory = images(2);

@@ -9,7 +9,7 @@ use super::super::image::SECTOR_BYTES;
 /// Bytes of a block, the unit in which twins tell each other what has changed.
 pub const BLOCK_BYTES: u64 = 64 << 10;
 /// Largest disk whose blocks can be counted, in bytes: 256 TiB.
-pub(super) const MAX_BYTES: u64 = BLOCK_BYTES << 32;
+pub(in super::super) const MAX_BYTES: u64 = BLOCK_BYTES << 32;
 
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(SECTOR_BYTES));
 

@@ -28,9 +28,8 @@ use roaring::RoaringBitmap;
 use super::beside;
 use super::image::DiskImage;
 use super::image_id::{self, ImageId, changed_at};
-use blocks::MAX_BYTES;
-pub(super) use blocks::blocks_of;
 pub use blocks::{BLOCK_BYTES, BlockSet};
+pub(super) use blocks::{MAX_BYTES, blocks_of};
 pub use copying::CopyBase;
 use copying::Copying;
 pub use record::Point;
@@ -445,6 +444,41 @@ impl Mirror {
                 tracing::debug!(%error, "a disk's record can't be stamped");
             }
         }
+    }
+
+    /// Leaves word at once.
+    pub(super) fn stamp_now(&mut self) {
+        self.stamped = None;
+        self.stamp();
+    }
+
+    /// The image is larger now, by bytes that both twins have as zeroes. Nothing is under way, neither on it nor on the record.
+    pub(super) fn grow(&mut self, image: &DiskImage) {
+        if self.failed {
+            return;
+        }
+        if let Err(error) = self.grow_record(image.bytes()) {
+            return self.fail(&error.to_string());
+        }
+        // A header that was written meanwhile may not name the point.
+        if let Some(Settling { point, alone, .. }) = self.settling.take() {
+            self.settle(point, alone);
+        }
+    }
+
+    fn grow_record(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes > MAX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let old = pages(regions_of(0, self.header.image.bytes).end);
+        for number in old..pages(regions_of(0, bytes).end) {
+            let (offset, bytes) = page(number, &self.marked);
+            std::os::unix::fs::FileExt::write_all_at(&*self.file, &bytes, offset)?;
+        }
+        self.file.sync_data()?;
+        self.header.image.bytes = bytes;
+        self.blocks = blocks_of(0, bytes).end;
+        self.write_header()
     }
 
     /// Steps to be taken, in any order.

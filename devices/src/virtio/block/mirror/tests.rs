@@ -381,3 +381,71 @@ fn a_disk_of_16_tib_has_a_record_of_2_mib() {
     let end = (size / BLOCK_BYTES) as u32;
     assert_eq!(held.changed, blocks(vec![end - 16..end; 1]));
 }
+
+#[test]
+fn a_record_grows_with_its_image() {
+    // The second page of bits is needed then.
+    const LARGE: u64 = 40 << 30;
+    let directory = TempDir::new().unwrap();
+    let path = image(&directory);
+    let mut first = run(&path);
+    first.point(1, &[], true);
+    first.write(MIB);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(LARGE)
+        .unwrap();
+    first.image.grow(LARGE / 512);
+    first.mirror.grow(&first.image);
+    first.write(LARGE - 4096);
+    // What is known goes on, also after a crash.
+    drop(first);
+    let second = run(&path);
+    let held = second.mirror.held();
+    assert_eq!((held.points, held.distrust), (vec![Point(1)], None));
+    let last = (LARGE / BLOCK_BYTES) as u32 - 16;
+    assert_eq!(held.changed.runs(9), [16..32, last..last + 16]);
+}
+
+#[test]
+fn a_point_that_settles_while_the_image_grows_is_durable_in_the_end() {
+    let directory = TempDir::new().unwrap();
+    let path = image(&directory);
+    let mut one = run(&path);
+    one.point(1, &[], true);
+    one.mirror
+        .begin_point(Point(2), &[Point(1)], [].into_iter());
+    one.mirror.settle(Point(2), false);
+    // Its header is on its way, and done, but nobody knows yet.
+    let mut late = Vec::new();
+    loop {
+        let steps = one.mirror.take_steps();
+        if steps.is_empty() {
+            break;
+        }
+        for (ticket, step) in steps {
+            one.act(&step);
+            match ticket {
+                Ticket::Header(_) => late.push(ticket),
+                _ => one.mirror.done(ticket, &Ok(())),
+            }
+        }
+    }
+    assert_eq!(late.len(), 1);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(2 * SIZE)
+        .unwrap();
+    one.image.grow(2 * SIZE / 512);
+    one.mirror.grow(&one.image);
+    one.mirror.done(late[0], &Ok(()));
+    assert_eq!(one.mirror.take_reached(), None);
+    one.work();
+    assert_eq!(one.mirror.take_reached(), Some(Point(2)));
+    drop(one);
+    assert_eq!(run(&path).mirror.held().points, [Point(1), Point(2)]);
+}

@@ -1,0 +1,117 @@
+//! A standby whose disk fails tries it again until it works: its guest is elsewhere, and wants to be protected again.
+
+use std::time::{Duration, Instant};
+
+use evertwin_replicator::Error;
+use evertwin_replicator::control::{TwinStatus, control};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Outcome, RunError, Stop, protected};
+use crate::config::ReplicationConfig;
+use crate::control::{Desk, serve};
+use crate::machine::Machine;
+
+/// Time until the first attempt; it doubles with each that fails.
+const FIRST: Duration = Duration::from_secs(1);
+/// The longest time between two.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Runs a twin until it ends by anything else than its disk's failure. `make` makes its machine anew, with its disks brought to a whole epoch.
+///
+/// # Errors
+/// Those of the run. A machine that can't be made again is a failure of its disk as well: the first one could be made.
+pub(super) fn run(
+    machine: Machine,
+    make: impl Fn() -> Result<Machine, RunError>,
+    vm: &str,
+    replication: &ReplicationConfig,
+    stop: &Stop,
+) -> Result<Outcome, RunError> {
+    let no_event = RunError::host("make the control's event");
+    let (controller, mut end) = control().map_err(&no_event)?;
+    let desk = Desk::new(controller);
+    let _serving = match serve(&replication.control, vm, &desk) {
+        Ok(serving) => Some(serving),
+        Err(error) => {
+            let path = replication.control.display();
+            tracing::warn!(%path, %error, "this twin can't be controlled: set `control` to another path");
+            None
+        }
+    };
+    let mut made: Result<_, RunError> = Ok(machine);
+    let mut failure = None;
+    let mut delay = FIRST;
+    loop {
+        let began = Instant::now();
+        let why = match made {
+            Err(error) => error.to_string(),
+            Ok(machine) => match protected(machine, vm, replication, stop, end, failure.take()) {
+                Err(RunError::Replicator(Error::StandbyDisk(why))) => why,
+                ended => return ended,
+            },
+        };
+        if began.elapsed() > LONGEST {
+            delay = FIRST;
+        }
+        let retry_s = delay.as_secs();
+        tracing::error!(
+            why,
+            retry_s,
+            "a disk fails here: this standby tries it again"
+        );
+        desk.leave_note(
+            status(replication, &why),
+            "a disk fails here, and is tried again: see `evertwin status`",
+        );
+        if stops_within(stop, delay)? {
+            return Ok(Outcome::Stopped);
+        }
+        delay = (delay * 2).min(LONGEST);
+        failure = Some(why);
+        made = make();
+        let (controller, next) = control().map_err(&no_event)?;
+        end = next;
+        if made.is_ok() {
+            desk.hand_to(controller);
+        }
+    }
+}
+
+/// What an operator is told meanwhile.
+fn status(replication: &ReplicationConfig, why: &str) -> TwinStatus {
+    TwinStatus {
+        node: replication.node.clone(),
+        peer: replication.peer.clone(),
+        role: "disk-failed".to_owned(),
+        protection: match replication.lease {
+            None => "ft",
+            Some(_) => "ha",
+        }
+        .to_owned(),
+        generation: 0,
+        link: None,
+        epoch: 0,
+        sync: None,
+        lease: None,
+        disk_failure: Some(why.to_owned()),
+        peer_disk_failure: None,
+        scrub: None,
+    }
+}
+
+/// Waits, and says whether the end was asked for meanwhile.
+fn stops_within(stop: &Stop, time: Duration) -> Result<bool, RunError> {
+    use std::os::fd::AsFd as _;
+    let until = Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let fd = stop.as_fd();
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut polled, left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(RunError::host("wait for a disk")(error)),
+        }
+    }
+}
