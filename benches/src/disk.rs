@@ -137,7 +137,7 @@ fn protected(work: &Work) -> Option<Vec<Duration>> {
 }
 
 /// The mean time per request of each second that counts, fewer if the guest reports too late.
-fn times_per_request(process: &mut Process) -> Vec<Duration> {
+pub(crate) fn times_per_request(process: &mut Process) -> Vec<Duration> {
     let first = process.wait_for_console("io: ", STEP);
     let from = first.unwrap_or_else(|error| panic!("{error}")).at + WARM_UP;
     let reports = || -> Vec<(Instant, u64)> {

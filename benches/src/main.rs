@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use evertwin_benches::report::Row;
 use evertwin_benches::{
-    blackout, boot, delay, disk, link, memory, pause, resync, stock_boot, switchover,
+    blackout, boot, delay, disk, disk_ha, link, memory, pause, resync, stock_boot, switchover,
 };
 
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 14] = [
+const BENCHES: [Bench; 15] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
@@ -20,6 +20,7 @@ const BENCHES: [Bench; 14] = [
     ("disk-random", disk::random_writes),
     ("disk-sequential", disk::sequential_writes),
     ("disk-read", disk::sequential_reads),
+    ("disk-ha", disk_ha::write),
     ("resync-full", resync::full),
     ("resync-delta", resync::delta),
     ("boot", boot::run),
