@@ -205,7 +205,7 @@ fn give_disk_in_memory(stage: &Stage, memory: &Path) {
 }
 
 /// The mean time per request of each second that counts, fewer if the guest reports too late.
-fn times_per_request(process: &mut Process) -> Vec<Duration> {
+pub(crate) fn times_per_request(process: &mut Process) -> Vec<Duration> {
     let begun = Instant::now();
     let first = process.wait_for_console("io: ", STEP);
     let first = first.unwrap_or_else(|error| panic!("{error}"));

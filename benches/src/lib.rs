@@ -7,6 +7,7 @@ pub mod blackout;
 pub mod boot;
 pub mod delay;
 pub mod disk;
+pub mod disk_ha;
 pub mod link;
 pub mod memory;
 pub mod pause;

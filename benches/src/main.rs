@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use evertwin_benches::report::Row;
 use evertwin_benches::{
-    blackout, boot, delay, disk, link, memory, pause, resync, stock_boot, switchover,
+    blackout, boot, delay, disk, disk_ha, link, memory, pause, resync, stock_boot, switchover,
 };
 
 /// A name for the command line, and what it runs.
 type Bench = (&'static str, fn() -> Row);
 
-const BENCHES: [Bench; 16] = [
+const BENCHES: [Bench; 17] = [
     ("pause", pause::run),
     ("delay", delay::run),
     ("blackout", blackout::run),
@@ -22,6 +22,7 @@ const BENCHES: [Bench; 16] = [
     ("disk-random-direct", disk::direct_random_writes),
     ("disk-sequential-direct", disk::direct_sequential_writes),
     ("disk-read", disk::sequential_reads),
+    ("disk-ha", disk_ha::write),
     ("resync-full", resync::full),
     ("resync-delta", resync::delta),
     ("boot", boot::run),

@@ -18,7 +18,9 @@ pub(super) struct CopyTold {
     point: u128,
     /// How far they have come.
     to: DiskPosition,
+    /// When it was last to be told, and how far they had come by then.
     tried: Instant,
+    tried_at: DiskPosition,
 }
 
 impl CopyTold {
@@ -56,6 +58,7 @@ impl Driver<'_> {
                 point,
                 to: DiskPosition::default(),
                 tried: Instant::now(),
+                tried_at: DiskPosition::default(),
             });
         }
     }
@@ -74,10 +77,12 @@ impl Driver<'_> {
             DiskPosition::END => AT_THE_END,
             _ => INTERVAL,
         };
-        if to == told.to || told.tried.elapsed() < pace {
+        // A short sync is over soon after its disks.
+        let at_the_end = to == DiskPosition::END && told.tried_at != to;
+        if to == told.to || (told.tried.elapsed() < pace && !at_the_end) {
             return;
         }
-        told.tried = Instant::now();
+        (told.tried, told.tried_at) = (Instant::now(), to);
         if self.machine.knows_point(told.point)
             && let Some(link) = &mut self.network.link
         {

@@ -41,7 +41,20 @@ pub(super) fn start_protected(
     services: &'static str,
     vcpus: u32,
 ) -> Result<Twins, LabError> {
-    let mut twins = Twins::prepare(lab, guest(Some(services), vcpus, true))?;
+    start_as(lab, guest(Some(services), vcpus, true))
+}
+
+/// The same for a guest of which only the disks are replicated.
+pub(super) fn start_mirrored(lab: &mut Lab, services: &'static str) -> Result<Twins, LabError> {
+    let file = VmFile {
+        ha: true,
+        ..guest(Some(services), 1, true)
+    };
+    start_as(lab, file)
+}
+
+fn start_as(lab: &mut Lab, file: VmFile) -> Result<Twins, LabError> {
+    let mut twins = Twins::prepare(lab, file)?;
     twins.start_protected(lab, READY)?;
     Ok(twins)
 }

@@ -1,6 +1,8 @@
 //! A guest of which only the disks are replicated, on hosts that are lost.
 
+use super::debian::{READY, start_mirrored};
 use super::pico::{small, with_load};
+use super::services::{CREATE, INSERT, await_lines, demand_rows, lose_primary, query};
 use crate::error::{LabError, demand};
 use crate::host::Ended;
 use crate::lab::{HostName, Lab};
@@ -48,6 +50,21 @@ pub(super) fn restart(lab: &mut Lab) -> Result<(), LabError> {
     );
     lab.a.power_off();
     demand_restarted(lab, &twins, judge.acked())
+}
+
+/// A database's host loses its power. The guest is booted on the other one, where the database recovers with all that was committed.
+pub(super) fn postgresql(lab: &mut Lab) -> Result<(), LabError> {
+    let twins = start_mirrored(lab, "postgresql")?;
+    query(lab, CREATE)?;
+    let client = lab.client.start_tool("psql", &["bash", "-c", INSERT])?;
+    await_lines(&client, 60)?;
+    lose_primary(lab, &twins)?;
+    let committed = client.console().len();
+    twins.on(B).await_output(0, READY)?;
+    let count = demand_rows(lab, committed)?;
+    // It goes on from there.
+    query(lab, &format!("INSERT INTO rows VALUES ({})", count + 1))?;
+    demand_rows(lab, count + 1).map(drop)
 }
 
 pub(super) fn freeze(lab: &mut Lab) -> Result<(), LabError> {

@@ -189,6 +189,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: ha::freeze,
     },
     Scenario {
+        name: "ha-postgresql",
+        about: "only disks are replicated: the primary's machine loses its power, and the database recovers elsewhere with every committed row",
+        quick: false,
+        options: LARGE,
+        run: ha::postgresql,
+    },
+    Scenario {
         name: "disk-hangs",
         about: "the primary's disk hangs, and then its machine loses its power; the twin finishes what the guest waited for",
         quick: false,

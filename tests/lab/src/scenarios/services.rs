@@ -35,7 +35,7 @@ pub(super) fn freeze(lab: &mut Lab) -> Result<(), LabError> {
 }
 
 /// Inserts numbered rows over one connection until it is told to end, and prints each number once it is committed.
-const INSERT: &str = "(n=0; until [ -e /tmp/enough ]; do n=$((n+1)); \
+pub(super) const INSERT: &str = "(n=0; until [ -e /tmp/enough ]; do n=$((n+1)); \
      echo \"INSERT INTO rows VALUES ($n) RETURNING n;\"; done) \
      | psql -qAt -v ON_ERROR_STOP=1 -h 10.77.0.2 -U postgres";
 
@@ -53,7 +53,7 @@ pub(super) fn postgresql_on_a_dying_disk(lab: &mut Lab) -> Result<(), LabError> 
 }
 
 /// Asks the database.
-fn query(lab: &Lab, text: &str) -> Result<String, LabError> {
+pub(super) fn query(lab: &Lab, text: &str) -> Result<String, LabError> {
     let psql = ["psql", "-qAt", "-h", GUEST, "-U", "postgres", "-c", text];
     lab.client.tool(&psql)
 }
@@ -77,22 +77,7 @@ pub(super) fn postgresql_after_a_blackout(lab: &mut Lab) -> Result<(), LabError>
         twins.start(lab, host)?;
     }
     twins.on(A).await_output(0, READY)?;
-    let there = || -> Result<usize, LabError> {
-        let answer = query(lab, "SELECT count(*), min(n), max(n) FROM rows")?;
-        let count = answer.trim().split('|').next().unwrap_or_default();
-        let expected = format!("{count}|1|{count}");
-        demand!(
-            answer.trim() == expected,
-            "rows count|min|max are {} and not {expected}",
-            answer.trim()
-        );
-        Ok(count.parse().unwrap_or_default())
-    };
-    let count = there()?;
-    demand!(
-        (committed..=committed + 1).contains(&count),
-        "{count} rows are there, and {committed} were committed"
-    );
+    let count = demand_rows(lab, committed)?;
     twins.on(A).await_event("protected")?;
     let copied = twins.on(A).log().lines();
     let delta = |line: &evertwin::lab::events::Line| {
@@ -113,7 +98,25 @@ pub(super) fn postgresql_after_a_blackout(lab: &mut Lab) -> Result<(), LabError>
     Ok(())
 }
 
-const CREATE: &str = "CREATE TABLE rows (n bigint PRIMARY KEY)";
+pub(super) const CREATE: &str = "CREATE TABLE rows (n bigint PRIMARY KEY)";
+
+/// Demands that the database has all rows that were committed to a client, without a gap, and one more at most. Returns their number.
+pub(super) fn demand_rows(lab: &Lab, committed: usize) -> Result<usize, LabError> {
+    let answer = query(lab, "SELECT count(*), min(n), max(n) FROM rows")?;
+    let count = answer.trim().split('|').next().unwrap_or_default();
+    let expected = format!("{count}|1|{count}");
+    demand!(
+        answer.trim() == expected,
+        "rows count|min|max are {} and not {expected}",
+        answer.trim()
+    );
+    let count = count.parse().unwrap_or_default();
+    demand!(
+        (committed..=committed + 1).contains(&count),
+        "{count} rows are there, and {committed} were committed"
+    );
+    Ok(count)
+}
 
 /// Rows are inserted over one connection, before and after something happens to the primary. None may be missing, and the
 /// database may not complain.
@@ -151,7 +154,7 @@ fn postgresql_when(
 }
 
 /// Waits until a client has printed so many lines more.
-fn await_lines(client: &RemoteProcess, more: usize) -> Result<(), LabError> {
+pub(super) fn await_lines(client: &RemoteProcess, more: usize) -> Result<(), LabError> {
     let goal = client.console().len() + more;
     let what = format!("{more} lines more");
     client.await_line(goal - 1, &what, |_| true).map(drop)
