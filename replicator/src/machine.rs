@@ -412,13 +412,17 @@ pub trait Machine: Scrubbed + Growing + Send {
     fn take_disk_failure(&mut self) -> Option<String>;
 
     /// An eventfd, written when there may be something for [`Machine::take_reached_point`], [`Machine::copies_begun`],
-    /// [`Machine::check_repeated`], [`Machine::take_disk_failure`] or [`Scrubbed`]. The replicator polls it and reads it.
+    /// [`Machine::check_repeated`], [`Machine::take_disk_failure`], [`Machine::is_behind`] or [`Scrubbed`]. The replicator polls it and reads it.
     fn disks_changed(&self) -> RawFd;
 
     /// Primary: the standby has made the point durable. It is made so here, and all others are forgotten after that.
     fn confirm_point(&mut self, point: u128);
 
-    /// Standby: has writes repeated on the disks, after all that was to be before. Waits if too much is on its way to them.
+    /// Standby: so much is on its way to the disks that no more is to be brought for now. [`Machine::disks_changed`] says when to ask
+    /// again.
+    fn is_behind(&self) -> bool;
+
+    /// Standby: has writes repeated on the disks, after all that was to be before.
     ///
     /// # Errors
     /// When a disk has failed, or is not as large as the primary's; perhaps only at a later call.

@@ -528,6 +528,10 @@ impl Replicated for Twin {
             .fill(writes.iter().map(to_device_write).collect())
     }
 
+    fn is_behind(&self) -> bool {
+        self.disks.is_behind()
+    }
+
     fn check_repeated(&self) -> Result<(), MachineError> {
         self.disks.check()
     }

@@ -156,6 +156,11 @@ impl Connection {
         Ok(len)
     }
 
+    /// Nobody has listened to it until now.
+    pub(crate) fn was_left_alone(&mut self) {
+        self.heard = Instant::now();
+    }
+
     /// How long nothing has come over it.
     pub(crate) fn quiet(&self) -> Duration {
         self.heard.elapsed()

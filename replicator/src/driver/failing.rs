@@ -32,7 +32,11 @@ impl Driver<'_> {
         else {
             return error;
         };
-        let failure = failure.to_string();
+        self.leave_for_disk(failure.to_string())
+    }
+
+    /// A disk here can't follow the peer's: the peer is told why. The run ends with this error.
+    pub(super) fn leave_for_disk(&mut self, failure: String) -> Error {
         if self.peer_version.min(VERSION) >= DISK_FAILED {
             let reason = &failure.as_bytes()[..failure.floor_char_boundary(MAX_REASON)];
             self.queue(Frame::new(

@@ -58,6 +58,12 @@ impl Driver<'_> {
             if !matches!(self.network.place(id), Some(Place::Link | Place::Stranger)) {
                 break None;
             }
+            if self.is_behind(id) {
+                if let Some(connection) = self.network.get(id) {
+                    connection.put_reader(reader);
+                }
+                return Ok(());
+            }
             match reader.next() {
                 Ok(None) => {
                     let connection = self.network.get(id);

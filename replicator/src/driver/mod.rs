@@ -1,6 +1,7 @@
 //! One thread that joins the protocol core, the sockets and the machine.
 
 mod actions;
+mod behind;
 mod copying;
 mod disks;
 mod failing;
@@ -31,6 +32,7 @@ use crate::machine::{Capture, DiskSize, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
 use crate::wire::{Assembly, PageList};
+use behind::Behind;
 use disks::Disks;
 use failing::Fails;
 use growing::Growth;
@@ -81,6 +83,8 @@ pub(crate) struct Driver<'a> {
     disk_fails: Option<Fails>,
     /// Why the peer can be no standby, in its words.
     peer_disk_failure: Option<String>,
+    /// Nothing is taken from the link until the disks here have caught up.
+    behind: Option<Behind>,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -165,6 +169,7 @@ impl<'a> Driver<'a> {
             scrub: Scrub::default(),
             disk_fails: None,
             peer_disk_failure: None,
+            behind: None,
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,
@@ -213,6 +218,7 @@ impl<'a> Driver<'a> {
                 self.complete(completion)?;
                 self.drain()?;
             }
+            self.listen_later()?;
             self.leave_silent_path();
             if self.twin.poll_timeout().is_some_and(|at| at <= self.now()) {
                 self.inputs.push_back(Input::Tick);
@@ -301,6 +307,7 @@ impl<'a> Driver<'a> {
             Op::Disks => {
                 self.drain_and_poll(self.disks_changed, Op::Disks)?;
                 self.machine.check_repeated()?;
+                self.catch_up()?;
                 self.tell_begun()?;
                 self.tell_reached();
                 self.look_for_failure();
@@ -412,7 +419,8 @@ impl<'a> Driver<'a> {
     fn path_silent_in(&self) -> Option<Duration> {
         let link = self.network.link.as_ref()?;
         let left = (self.config.timeout / 2).saturating_sub(link.quiet());
-        self.config.has_paths().then_some(left)
+        let listens = self.behind.is_none();
+        (listens && self.config.has_paths()).then_some(left)
     }
 
     /// Leaves a silent path while there is time to go on over another. Later the peer itself is
@@ -461,6 +469,7 @@ impl<'a> Driver<'a> {
     }
 
     fn forget_received(&mut self) {
+        self.behind = None;
         self.disk_part = None;
         self.followed_sync = None;
         self.disks.forget();

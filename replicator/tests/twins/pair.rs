@@ -6,7 +6,7 @@ use crate::support::proxy::Proxy;
 use crate::support::{
     PAGES, Pair, TIMEOUT, assert_ascending, run_until_seen, seen, wait_for, world,
 };
-use evertwin_replicator::Ended;
+use evertwin_replicator::{Ended, Error};
 
 #[test]
 fn a_pair_protects_its_guest() {
@@ -50,6 +50,47 @@ fn twins_agree_on_a_point_of_their_disks() {
     let point = a.vm.lock().points[0];
     // What a did not know is of no use to b any more.
     assert_eq!(b.vm.lock().points, [point]);
+}
+
+#[test]
+fn a_standby_whose_disks_are_slow_is_waited_for() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    wait_for("a boots", || a.vm.running());
+    let b = pair.start("b", FakeVm::new(&world, PAGES));
+    let record = pair.wait_named("a");
+    run_until_seen(&a.vm, &world, 100);
+    b.vm.fall_behind(true);
+    std::thread::sleep(TIMEOUT * 2);
+    // Neither was silent, and nothing that the standby does not have got out.
+    assert_eq!((a.role().as_str(), b.vm.running()), ("protected", false));
+    b.vm.fall_behind(false);
+    run_until_seen(&a.vm, &world, 1000);
+    assert_eq!(a.role(), "protected");
+    assert_eq!(pair.record(), Some(record));
+    assert_ascending(&world);
+}
+
+#[test]
+fn a_standby_whose_disks_are_too_slow_is_not_waited_for_any_longer() {
+    let (pair, world) = (Pair::new(), world());
+    let a = pair.start("a", FakeVm::new(&world, PAGES));
+    wait_for("a boots", || a.vm.running());
+    let mut b = pair.start("b", FakeVm::new(&world, PAGES));
+    pair.wait_named("a");
+    b.vm.fall_behind(true);
+    let ended = b.ended();
+    assert!(
+        matches!(&ended, Err(Error::StandbyDisk(why)) if why.contains("too slow")),
+        "{ended:?}"
+    );
+    wait_for("a is alone", || a.role() == "solo");
+    run_until_seen(&a.vm, &world, 100);
+    assert!(!b.vm.running());
+    let _b = pair.start("b", FakeVm::new(&world, PAGES));
+    wait_for("a is protected", || a.role() == "protected");
+    run_until_seen(&a.vm, &world, 100);
+    assert_ascending(&world);
 }
 
 #[test]

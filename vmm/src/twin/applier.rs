@@ -5,7 +5,7 @@
 mod tests;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{growth, lock, scrub};
 use crate::machine::{self, SharedDevice};
 
-/// Bytes of writes that may wait for the disks; who brings more waits as well.
+/// With so many bytes of writes waiting for the disks, no more are to be brought.
 const MAX_WAITING: usize = 64 << 20;
 /// What a write counts as besides its bytes, so that small ones and zeroes are bounded, too.
 const WRITE_OVERHEAD: usize = 256;
@@ -72,7 +72,6 @@ pub(super) struct Applier {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    freed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -114,17 +113,13 @@ impl Applier {
         })
     }
 
-    /// Has something done after all that was asked before. Waits for room if it brings writes.
+    /// Has something done after all that was asked before.
     ///
     /// # Errors
     /// Something that was asked before has failed.
     pub(super) fn ask(&self, task: Task) -> Result<(), String> {
         let cost = cost(&task);
         let mut state = self.shared.lock();
-        while state.failure.is_none() && cost > 0 && state.waiting >= MAX_WAITING {
-            let freed = self.shared.freed.wait(state);
-            state = freed.unwrap_or_else(PoisonError::into_inner);
-        }
         if let Some(failure) = &state.failure {
             return Err(failure.clone());
         }
@@ -147,6 +142,12 @@ impl Applier {
         // Also if the thread has ended: then why is told.
         let _ = done.recv();
         self.failure().map_or(Ok(()), Err)
+    }
+
+    /// Whether there is no room for more writes. What `changed` is written for when there is room again.
+    pub(super) fn is_behind(&self) -> bool {
+        let state = self.shared.lock();
+        state.failure.is_none() && state.waiting >= MAX_WAITING
     }
 
     /// Why the disks are not what they should be, if so.
@@ -257,8 +258,12 @@ impl Worker {
     }
 
     fn free(&self, cost: usize) {
-        self.shared.lock().waiting -= cost;
-        self.shared.freed.notify_all();
+        let mut state = self.shared.lock();
+        let before = state.waiting;
+        state.waiting -= cost;
+        if before >= MAX_WAITING && state.waiting < MAX_WAITING {
+            let _ = self.changed.write(1);
+        }
     }
 
     fn fail(&self, error: &io::Error) {

@@ -290,6 +290,11 @@ impl Disks {
             .map_err(MachineError::new)
     }
 
+    /// Standby: no more is to come for now.
+    pub(super) fn is_behind(&self) -> bool {
+        self.applier.is_behind()
+    }
+
     /// Standby: fails if the disks could not take what has come.
     pub(super) fn check(&self) -> Result<(), MachineError> {
         let failure = self.applier.failure();

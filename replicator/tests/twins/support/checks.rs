@@ -26,6 +26,8 @@ pub(crate) struct Checks {
     pub strays: bool,
     /// What the primary has written can't be repeated.
     pub full: bool,
+    /// The disk has more to write than it can hold.
+    pub behind: bool,
     /// The disk can't be read.
     pub unreadable: bool,
     /// The standby does not say how its disk compares.

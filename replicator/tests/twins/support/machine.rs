@@ -160,6 +160,12 @@ impl Handle {
         rustix::io::write(&*self.reached, &1u64.to_ne_bytes()).expect("an eventfd");
     }
 
+    /// Its disk has more to write than it can hold, or has room again.
+    pub(crate) fn fall_behind(&self, behind: bool) {
+        self.lock().checks.behind = behind;
+        rustix::io::write(&*self.reached, &1u64.to_ne_bytes()).expect("an eventfd");
+    }
+
     /// A request of the guest fails, and is withheld.
     pub(crate) fn fail_disk(&self, why: &'static str) {
         self.lock().disk_failure = Some(why);
@@ -569,6 +575,10 @@ impl Machine for FakeVm {
             inner.memory[at..at + PAGE_SIZE].copy_from_slice(bytes);
         }
         Ok(())
+    }
+
+    fn is_behind(&self) -> bool {
+        self.0.lock().checks.behind
     }
 
     fn check_repeated(&self) -> Result<(), MachineError> {
