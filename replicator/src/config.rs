@@ -12,6 +12,7 @@ use crate::arbiter::{ArbiterError, Notes};
 use crate::control::Control;
 use crate::machine::MachineError;
 use crate::tls::{Security, TlsError};
+use crate::uplink::Uplink;
 use crate::wire::{Difference, WireError};
 
 /// How one twin is set up.
@@ -48,6 +49,8 @@ pub struct Config {
     /// Why the last run of this twin has ended with [`Error::StandbyDisk`], if it has: its status says so until its disk holds
     /// a whole copy.
     pub disk_failure: Option<String>,
+    /// Interfaces of this host without which the guest reaches nobody.
+    pub uplinks: Vec<Uplink>,
     /// An eventfd: when it becomes readable the run ends. A primary that is stopped fences
     /// its guest, and its standby takes over.
     pub stop: OwnedFd,

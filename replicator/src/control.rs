@@ -2,6 +2,7 @@
 
 mod growth;
 mod scrub;
+mod uplink;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::PAGE_SIZE;
 pub use growth::NoGrowth;
 pub use scrub::{NoScrub, ScrubCounts, ScrubProgress, ScrubReport, ScrubStatus};
+pub use uplink::{PeerUplinks, UplinkStatus};
 
 /// What a twin is doing, as shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,12 @@ pub struct TwinStatus {
     /// The same of the peer's, in its words.
     #[serde(default)]
     pub peer_disk_failure: Option<String>,
+    /// The uplinks of this host that are watched.
+    #[serde(default)]
+    pub uplinks: Vec<UplinkStatus>,
+    /// Those of the peer's host. None: it has not said.
+    #[serde(default)]
+    pub peer_uplinks: Option<PeerUplinks>,
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,

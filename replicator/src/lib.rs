@@ -18,11 +18,13 @@ mod ring;
 #[cfg(feature = "measure")]
 pub mod throughput;
 pub mod tls;
+mod uplink;
 mod way;
 mod wire;
 
 pub use config::{Config, Ended, Error, MAX_PATHS};
 pub use evertwin_protocol::{NodeId, NodeNameError, claims_at_once};
+pub use uplink::Uplink;
 pub use wire::{Difference, Kind, WireError};
 
 use arbiter::Arbiter;

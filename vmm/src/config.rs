@@ -81,6 +81,26 @@ pub struct NetConfig {
     pub tap: String,
     /// The card's address.
     pub mac: [u8; 6],
+    /// The host's interface without which the card reaches nobody, if its carrier is watched.
+    pub uplink: Option<UplinkConfig>,
+}
+
+/// An interface of the host whose carrier matters to a card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// Its name.
+    pub name: String,
+    /// What is done when its carrier is lost.
+    pub on_lost_carrier: OnLostCarrier,
+}
+
+/// What a twin does when an uplink of its guest's has lost its carrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLostCarrier {
+    /// The guest goes on at the other host, if the uplink is good there.
+    Switchover,
+    /// It is told.
+    Ignore,
 }
 
 /// The virtio-vsock device.

@@ -26,3 +26,4 @@ mod reset_vector;
 pub mod run;
 pub mod terminal;
 pub mod twin;
+mod uplink;

@@ -1,6 +1,7 @@
 //! `evertwin status`, `switchover`, `promote`, `leave`, `level`, `grow` and `scrub`.
 
 mod scrub;
+mod uplink;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -173,6 +174,7 @@ fn print(status: &VmStatus) {
     if let Some(why) = &twin.peer_disk_failure {
         println!("  disk   fails at the peer, which tries it again: {why}");
     }
+    uplink::print_status(twin);
     println!("  epoch  {}", twin.epoch);
     if let Some(lease) = &twin.lease {
         let left = match lease.left_ms {

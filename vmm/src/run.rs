@@ -25,6 +25,7 @@ use crate::kvm;
 use crate::machine::{self, ConsoleOutput, Machine};
 use crate::terminal::RawTerminal;
 use crate::twin::Twin;
+use crate::uplink::{UplinkError, Uplinks};
 
 /// How a run ended, and with it the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,9 @@ pub enum RunError {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    /// An uplink.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] kvm::KvmError),
@@ -117,7 +121,10 @@ pub fn run(
     let _terminal = RawTerminal::enter().map_err(RunError::host("set up the terminal"))?;
     match replication {
         None => plain(machine, &stop, started),
-        Some(replication) => again::run(machine, make, &vm.name, replication, &stop),
+        Some(replication) => {
+            let uplinks = Uplinks::find(&vm.nets)?;
+            again::run(machine, make, &vm.name, replication, &uplinks, &stop)
+        }
     }
 }
 
@@ -176,6 +183,7 @@ fn protected(
     machine: Machine,
     name_of_vm: &str,
     replication: &ReplicationConfig,
+    uplinks: &Uplinks,
     stop: &Stop,
     control: Control,
     disk_failure: Option<String>,
@@ -219,6 +227,7 @@ fn protected(
         scrub_every: replication.scrub_every,
         scrub_rate: replication.scrub_rate,
         disk_failure,
+        uplinks: uplinks.for_run(),
         stop: stop
             .as_fd()
             .try_clone_to_owned()

@@ -173,7 +173,8 @@ impl Driver<'_> {
                 if let Some(link) = &mut self.network.link {
                     link.greeted = true;
                 }
-                return self.tell_beacon();
+                self.tell_beacon();
+                return self.tell_uplinks();
             }
             Message::SyncBegin => Kind::SyncBegin,
             Message::Ack => Kind::Ack,

@@ -92,11 +92,20 @@ impl Driver<'_> {
 
     /// Hands the guest over, if it can be now. A link that has just broken may be back.
     fn evacuate(&mut self) {
+        if self.disk_fails.is_some() {
+            self.exchange_roles();
+        }
+    }
+
+    /// Whether there is somebody to exchange roles with, and nobody has asked for something else.
+    pub(super) fn can_exchange_roles(&self) -> bool {
         // Whatever the operator asked for ends in the same, or is told here that it did not.
-        if self.disk_fails.is_some()
-            && self.twin.role() == Role::Protected
-            && self.pending.is_none()
-        {
+        self.twin.role() == Role::Protected && self.pending.is_none()
+    }
+
+    /// Asks for it as an operator would.
+    pub(super) fn exchange_roles(&mut self) {
+        if self.can_exchange_roles() {
             self.inputs.push_back(Input::Operator(Command::Switchover));
         }
     }

@@ -161,6 +161,7 @@ impl Driver<'_> {
             Kind::DiskRoom | Kind::DiskRoomMade => {
                 return Ok(self.take_growth_frame(header, payload)?);
             }
+            Kind::UplinkState => return Ok(self.take_uplinks(header, payload)?),
             Kind::DiskFailed => return Ok(self.peers_disk_fails(payload)?),
             Kind::DiskCheck | Kind::DiskChecked => return Ok(self.take_check(header, payload)?),
             Kind::EpochBegin
@@ -234,6 +235,7 @@ impl Driver<'_> {
             self.inputs.push_back(Input::LinkUp);
         }
         self.peer_version = hello.version;
+        self.uplinks.peer_greets();
         if let Some(link) = &mut self.network.link {
             link.verified = true;
             info!(
@@ -245,6 +247,7 @@ impl Driver<'_> {
             );
         }
         self.tell_beacon();
+        self.tell_uplinks();
         self.received(header, Message::Hello(hello.status), &[])
     }
 

@@ -13,6 +13,7 @@ mod operator;
 mod report;
 mod scrub;
 mod sync;
+mod uplink;
 
 use std::collections::VecDeque;
 use std::io;
@@ -41,6 +42,7 @@ use missed::Missed;
 use operator::Pending;
 use scrub::Scrub;
 use sync::SyncRound;
+use uplink::Uplinks;
 
 /// Longest sleep; nothing depends on it.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -85,6 +87,7 @@ pub(crate) struct Driver<'a> {
     peer_disk_failure: Option<String>,
     /// Nothing is taken from the link until the disks here have caught up.
     behind: Option<Behind>,
+    uplinks: Uplinks,
     /// Disk contents that were received as part of a sync.
     disk_part: Option<DiskWrite>,
     /// What the guest got at the primary and is in no epoch held here.
@@ -170,6 +173,7 @@ impl<'a> Driver<'a> {
             disk_fails: None,
             peer_disk_failure: None,
             behind: None,
+            uplinks: Uplinks::new(std::mem::take(&mut config.uplinks)),
             disk_part: None,
             kept: Kept::default(),
             last_epoch: 0,
@@ -205,6 +209,7 @@ impl<'a> Driver<'a> {
         while self.ended.is_none() {
             self.pump_sync();
             self.pump_scrub();
+            self.watch_uplinks();
             self.look_for_peer()?;
             self.drain()?;
             self.turn()?;
@@ -406,9 +411,10 @@ impl<'a> Driver<'a> {
         let sync = self.sync.as_ref().and_then(SyncRound::due);
         let sync = sync.filter(|_| !self.disks.awaits_standby());
         let scrub = self.scrub.due(self.twin.role());
-        let moments = [network, self.forward_until, self.next_look(), sync, scrub];
+        let looks = [self.next_look(), self.next_look_at_uplinks()];
+        let moments = [network, self.forward_until, sync, scrub];
         let now = Instant::now();
-        let moments = moments.into_iter().flatten();
+        let moments = moments.into_iter().chain(looks).flatten();
         core.into_iter()
             .chain(moments.map(|at| at.saturating_duration_since(now)))
             .chain(self.path_silent_in())

@@ -182,6 +182,8 @@ impl Driver<'_> {
             lease: self.lease_status(),
             disk_failure: self.config.disk_failure.clone(),
             peer_disk_failure: self.peer_disk_failure.clone(),
+            uplinks: self.uplink_status(),
+            peer_uplinks: self.peer_uplinks(),
             scrub: self.scrub.status(),
         }
     }

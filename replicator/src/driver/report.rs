@@ -50,7 +50,10 @@ impl Driver<'_> {
             Report::Promoting(generation) => {
                 info!(%peer, generation, "the primary is gone: asking to take over");
             }
-            Report::Promoted(generation) => info!(generation, "promoted"),
+            Report::Promoted(generation) => {
+                self.uplinks.guest_came();
+                info!(generation, "promoted");
+            }
             Report::Lapsing(wait) => {
                 self.lease_end = Some(self.now() + wait);
                 info!(

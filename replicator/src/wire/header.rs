@@ -34,6 +34,9 @@ pub(crate) const GROW: u16 = 6;
 /// The version that brought standbys that say that their disk fails.
 pub(crate) const DISK_FAILED: u16 = 6;
 
+/// The version that brought the state of uplinks.
+pub(crate) const UPLINK: u16 = 6;
+
 /// The version that brought copies of disks that go on where they stopped.
 pub(crate) const GO_ON: u16 = 6;
 
@@ -113,6 +116,8 @@ pub enum Kind {
     DiskRoomMade = 29,
     /// A disk of the standby fails, and it leaves.
     DiskFailed = 30,
+    /// Whether the sender's uplinks have carrier.
+    UplinkState = 31,
     /// Where the copies of the disks begin.
     CopyBase = 32,
     /// How far they have come.
@@ -135,6 +140,7 @@ impl Kind {
             Self::DiskCheck | Self::DiskChecked => SCRUB,
             Self::DiskRoom | Self::DiskRoomMade => GROW,
             Self::DiskFailed => DISK_FAILED,
+            Self::UplinkState => UPLINK,
             Self::CopyBase | Self::DisksCopied | Self::SyncProgress => GO_ON,
             _ => OLDEST,
         }
@@ -176,6 +182,7 @@ impl TryFrom<u16> for Kind {
             28 => Self::DiskRoom,
             29 => Self::DiskRoomMade,
             30 => Self::DiskFailed,
+            31 => Self::UplinkState,
             32 => Self::CopyBase,
             33 => Self::DisksCopied,
             34 => Self::SyncProgress,

@@ -19,6 +19,7 @@ mod reader;
 pub(crate) mod scrub;
 #[cfg(test)]
 mod tests;
+mod uplink;
 
 pub(crate) use assembly::Assembly;
 pub(crate) use beacon::{beacon, beacon_frame};
@@ -27,11 +28,13 @@ pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
 pub(crate) use header::{
-    BEACON, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, VERSION,
+    BEACON, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, UPLINK,
+    VERSION,
 };
 pub(crate) use hello::{Hello, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};
+pub(crate) use uplink::{uplinks, uplinks_frame};
 
 /// Bytes from the peer that are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,3 +8,4 @@ mod reconnect;
 mod scrub;
 mod secured;
 mod support;
+mod uplink;

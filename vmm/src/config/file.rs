@@ -11,7 +11,8 @@ use serde::Deserialize;
 use crate::control::default_socket;
 
 use super::parse::{
-    check_tap, check_vcpus, check_vsock, parse_cache, parse_mac, parse_serial, parse_size,
+    check_tap, check_uplink, check_vcpus, check_vsock, parse_cache, parse_mac, parse_serial,
+    parse_size,
 };
 use super::{
     AfterEnd, ArbiterConfig, CacheMode, ConfigError, DiskConfig, NetConfig, Protection,
@@ -72,6 +73,8 @@ struct DiskEntry {
 struct NetEntry {
     tap: String,
     mac: String,
+    uplink: Option<String>,
+    on_lost_carrier: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -185,9 +188,13 @@ pub fn load(
         })
     });
     let nets = file.net.iter().map(|net| {
+        let tap = check_tap(&for_node(&net.tap))?;
+        let uplink = net.uplink.as_deref().map(for_node);
+        let on_lost_carrier = net.on_lost_carrier.as_deref();
         Ok(NetConfig {
-            tap: check_tap(&for_node(&net.tap))?,
+            uplink: check_uplink(&tap, uplink.as_deref(), on_lost_carrier)?,
             mac: parse_mac(&net.mac)?,
+            tap,
         })
     });
     let vsock = file.vsock.as_ref();
@@ -469,6 +476,7 @@ fn time(key: &str, text: Option<&str>, default_ms: u64) -> Result<Duration, Conf
 
 #[cfg(test)]
 mod tests {
+    use super::super::{OnLostCarrier, UplinkConfig};
     use super::*;
 
     const GOOD: &str = r#"
@@ -602,6 +610,46 @@ address = "192.168.50.2:7700"
             ("ft", "2s", "protection = \"ha\" only"),
         ] {
             let error = lease(level, text).unwrap_err();
+            assert!(error.contains(why) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_card_may_have_an_uplink() {
+        let with = |text: &str| {
+            let text = GOOD.replace("[vsock]", &format!("{text}\n[vsock]"));
+            parse(&text, Some("b")).map(|(vm, _)| vm.nets[0].uplink.clone())
+        };
+        let uplink = |name: &str, on_lost_carrier| {
+            let name = name.to_owned();
+            Ok(Some(UplinkConfig {
+                name,
+                on_lost_carrier,
+            }))
+        };
+        assert_eq!(with(""), Ok(None));
+        let found = with("uplink = \"eth-{node}\"");
+        assert_eq!(found, uplink("eth-b", OnLostCarrier::Switchover));
+        for (text, policy) in [
+            ("switchover", OnLostCarrier::Switchover),
+            ("ignore", OnLostCarrier::Ignore),
+        ] {
+            let found = with(&format!("uplink = \"eth0\"\non_lost_carrier = \"{text}\""));
+            assert_eq!(found, uplink("eth0", policy));
+        }
+        for (text, why) in [
+            (
+                "on_lost_carrier = \"ignore\"",
+                "of the card on `tap-b` needs an uplink: add uplink = ",
+            ),
+            (
+                "uplink = \"eth0\"\non_lost_carrier = \"cry\"",
+                "`cry` of the card on `tap-b` is unknown: write \"switchover\"",
+            ),
+            ("uplink = \"\"", "`` can't be an uplink's name"),
+            ("uplink = \"a/b\"", "`a/b` can't be an uplink's name"),
+        ] {
+            let error = with(text).unwrap_err();
             assert!(error.contains(why) && !error.contains('\n'), "{error}");
         }
     }

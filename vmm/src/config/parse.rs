@@ -5,7 +5,9 @@ use std::path::Path;
 use evertwin_devices::virtio::block::{CacheMode, DiskSerial, DiskSerialError};
 use evertwin_devices::virtio::vsock::{GUEST_CIDS, SocketPath};
 
-use super::{ConfigError, DiskConfig, MAX_VCPUS, NetConfig, VsockConfig};
+use super::{
+    ConfigError, DiskConfig, MAX_VCPUS, NetConfig, OnLostCarrier, UplinkConfig, VsockConfig,
+};
 
 /// Bytes from `512M`, `2G`, `65536K` or a plain number.
 ///
@@ -156,6 +158,7 @@ pub fn parse_net(text: &str) -> Result<NetConfig, ConfigError> {
     Ok(NetConfig {
         tap: tap.ok_or_else(wrong)?,
         mac: mac.ok_or_else(wrong)?,
+        uplink: None,
     })
 }
 
@@ -197,17 +200,51 @@ pub(super) fn check_vsock(cid: u64, socket: &Path) -> Result<VsockConfig, Config
     Ok(VsockConfig { cid, socket })
 }
 
-/// Interface names have 1 to 15 bytes, no slash, no space (Linux `dev_valid_name`).
+/// The name of a TAP.
 pub(super) fn check_tap(name: &str) -> Result<String, ConfigError> {
+    check_interface("a TAP device", name)
+}
+
+/// The uplink of a card, and what is done when its carrier is lost.
+pub(super) fn check_uplink(
+    tap: &str,
+    uplink: Option<&str>,
+    on_lost_carrier: Option<&str>,
+) -> Result<Option<UplinkConfig>, ConfigError> {
+    let on_lost_carrier = match on_lost_carrier {
+        Some(_) if uplink.is_none() => {
+            return Err(ConfigError::Value(format!(
+                "on_lost_carrier of the card on `{tap}` needs an uplink: add uplink = \"eth0\", the host's interface whose carrier matters to it"
+            )));
+        }
+        None | Some("switchover") => OnLostCarrier::Switchover,
+        Some("ignore") => OnLostCarrier::Ignore,
+        Some(other) => {
+            return Err(ConfigError::Value(format!(
+                "on_lost_carrier `{other}` of the card on `{tap}` is unknown: write \"switchover\" (the guest goes on at the other host) or \"ignore\""
+            )));
+        }
+    };
+    let checked = |name: &str| {
+        Ok(UplinkConfig {
+            name: check_interface("an uplink", name)?,
+            on_lost_carrier,
+        })
+    };
+    uplink.map(checked).transpose()
+}
+
+/// Interface names have 1 to 15 bytes, no slash, no space (Linux `dev_valid_name`).
+fn check_interface(what: &str, name: &str) -> Result<String, ConfigError> {
     let fine = (1..=15).contains(&name.len())
         && name != "."
         && name != ".."
-        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+        && !name.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace());
     if fine {
         Ok(name.into())
     } else {
         Err(ConfigError::Value(format!(
-            "`{name}` can't be a TAP device's name: use 1 to 15 characters without / or :"
+            "`{name}` can't be {what}'s name: use 1 to 15 characters without / or :"
         )))
     }
 }

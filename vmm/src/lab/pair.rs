@@ -30,6 +30,8 @@ pub struct PairConfig {
     pub second_disk: Option<u64>,
     /// Which way requests reach the disks, as in the config file.
     pub cache: Option<String>,
+    /// The uplink of the guest's card, as in the config file, if there is one.
+    pub uplink: Option<String>,
     /// The level of protection as in the config file, if it says one.
     pub protection: Option<String>,
     /// The arbiter as in the config file, if there is one.
@@ -55,6 +57,7 @@ impl Default for PairConfig {
             disk: Some(64 << 20),
             second_disk: None,
             cache: None,
+            uplink: None,
             protection: None,
             arbiter: Some("file:arbiter".to_owned()),
             epoch: Duration::from_millis(20),
@@ -102,9 +105,11 @@ impl PairConfig {
                 text += &format!("cache = \"{cache}\"\n");
             }
         }
-        text += &format!(
-            "\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n[replication]\nkeys = \"{KEYS}/{{node}}\"\n"
-        );
+        text += &format!("\n[[net]]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n");
+        if let Some(uplink) = &self.uplink {
+            text += &format!("uplink = \"{uplink}\"\n");
+        }
+        text += &format!("\n[replication]\nkeys = \"{KEYS}/{{node}}\"\n");
         if let Some(arbiter) = &self.arbiter {
             text += &format!("arbiter = \"{arbiter}\"\n");
         }

@@ -71,6 +71,8 @@ impl Node {
     }
 }
 
+/// A host's interface towards the guest's LAN.
+pub const UPLINK: &str = "lan0";
 /// A node's end of the replication link.
 pub const REPLICATION: &str = "repl0";
 
@@ -123,7 +125,7 @@ impl Topology {
                 bridge("br0"),
                 format!("tuntap add {TAP} mode tap"),
                 format!("link set {TAP} master br0 up"),
-                "link set lan0 master br0 up".to_owned(),
+                format!("link set {UPLINK} master br0 up"),
                 "link set br0 up".to_owned(),
             ])?;
         }
@@ -137,6 +139,16 @@ impl Topology {
             Node::A => &self.a,
             Node::B => &self.b,
         }
+    }
+
+    /// Pulls (`false`) or plugs (`true`) the cable between a host and the guest's LAN: [`UPLINK`] has no carrier without it.
+    ///
+    /// # Errors
+    /// Those of [`NetNamespace::ip`].
+    pub fn set_uplink(&self, node: Node, up: bool) -> Result<(), LabError> {
+        let state = if up { "up" } else { "down" };
+        self.client
+            .ip(&[format!("link set host-{} {state}", node.name())])
     }
 
     /// Pulls (`false`) or plugs (`true`) the replication link's cable.

@@ -10,6 +10,7 @@ use super::{Outcome, RunError, Stop, protected};
 use crate::config::ReplicationConfig;
 use crate::control::{Desk, serve};
 use crate::machine::Machine;
+use crate::uplink::Uplinks;
 
 /// Time until the first attempt; it doubles with each that fails.
 const FIRST: Duration = Duration::from_secs(1);
@@ -25,6 +26,7 @@ pub(super) fn run(
     make: impl Fn() -> Result<Machine, RunError>,
     vm: &str,
     replication: &ReplicationConfig,
+    uplinks: &Uplinks,
     stop: &Stop,
 ) -> Result<Outcome, RunError> {
     let no_event = RunError::host("make the control's event");
@@ -45,10 +47,13 @@ pub(super) fn run(
         let began = Instant::now();
         let why = match made {
             Err(error) => error.to_string(),
-            Ok(machine) => match protected(machine, vm, replication, stop, end, failure.take()) {
-                Err(RunError::Replicator(Error::StandbyDisk(why))) => why,
-                ended => return ended,
-            },
+            Ok(machine) => {
+                let failure = failure.take();
+                match protected(machine, vm, replication, uplinks, stop, end, failure) {
+                    Err(RunError::Replicator(Error::StandbyDisk(why))) => why,
+                    ended => return ended,
+                }
+            }
         };
         if began.elapsed() > LONGEST {
             delay = FIRST;
@@ -95,6 +100,8 @@ fn status(replication: &ReplicationConfig, why: &str) -> TwinStatus {
         lease: None,
         disk_failure: Some(why.to_owned()),
         peer_disk_failure: None,
+        uplinks: Vec::new(),
+        peer_uplinks: None,
         scrub: None,
     }
 }

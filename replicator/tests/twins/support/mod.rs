@@ -9,14 +9,16 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Notes, Record};
-use evertwin_replicator::control::{Command, Controller, NotDone, Outcome, ScrubReport, control};
+use evertwin_replicator::control::{
+    Command, Controller, NotDone, Outcome, ScrubReport, TwinStatus, control,
+};
 use evertwin_replicator::tls::{Keys, Security};
-use evertwin_replicator::{Config, Ended, Error, NodeId};
+use evertwin_replicator::{Config, Ended, Error, NodeId, Uplink};
 use keys::Authority;
 use machine::{FakeVm, Handle, World};
 use rustix::event::{EventfdFlags, eventfd};
@@ -94,6 +96,12 @@ impl Running {
         self.controller.status(PATIENCE).ok()?.peer_disk_failure
     }
 
+    /// All that the twin says of itself.
+    #[track_caller]
+    pub(crate) fn status(&self) -> TwinStatus {
+        self.controller.status(PATIENCE).expect("it runs")
+    }
+
     /// Waits for the run's end.
     pub(crate) fn ended(&mut self) -> Result<Ended, Error> {
         let thread = self.thread.take().expect("it is waited for once");
@@ -124,6 +132,8 @@ pub(crate) struct Pair {
     pub timeout: Duration,
     /// How often disks are compared by themselves.
     pub scrub_every: Option<Duration>,
+    /// Whether the uplinks of nodes have carrier.
+    pub carriers: Vec<(&'static str, Arc<AtomicBool>)>,
     /// Nodes without TLS.
     pub plaintext: Vec<&'static str>,
     /// Nodes that show the keys of others.
@@ -147,6 +157,7 @@ impl Pair {
             reconnect: None,
             timeout: TIMEOUT,
             scrub_every: None,
+            carriers: Vec::new(),
             plaintext: Vec::new(),
             posing: Vec::new(),
         }
@@ -166,6 +177,26 @@ impl Pair {
             _ => (self.dial, self.second.map(|second| second.1)),
         };
         [first].into_iter().chain(second).collect()
+    }
+
+    /// Gives a node an uplink with carrier, which the test can take away.
+    pub(crate) fn give_uplink(&mut self, name: &'static str) -> Arc<AtomicBool> {
+        let carrier = Arc::new(AtomicBool::new(true));
+        self.carriers.push((name, Arc::clone(&carrier)));
+        carrier
+    }
+
+    fn uplinks(&self, name: &str) -> Vec<Uplink> {
+        let own = self.carriers.iter().filter(|(node, _)| *node == name);
+        let uplink = |(_, carrier): &(&str, Arc<AtomicBool>)| {
+            let carrier = Arc::clone(carrier);
+            Uplink {
+                name: format!("eth-{name}"),
+                hands_over: true,
+                has_carrier: Box::new(move || carrier.load(Ordering::Relaxed)),
+            }
+        };
+        own.map(uplink).collect()
     }
 
     /// Where the keys of a node are.
@@ -210,6 +241,7 @@ impl Pair {
             scrub_every: self.scrub_every,
             scrub_rate: 1 << 30,
             disk_failure: None,
+            uplinks: self.uplinks(name),
             stop: stop.try_clone().expect("a descriptor to spare"),
             control: Some(control),
             notes: (!self.arbiter).then(|| Notes::new(self.directory.path().join(name))),
