@@ -95,6 +95,7 @@ fn status(replication: &ReplicationConfig, why: &str) -> TwinStatus {
         lease: None,
         disk_failure: Some(why.to_owned()),
         peer_disk_failure: None,
+        kept_out: None,
         scrub: None,
     }
 }
