@@ -112,3 +112,18 @@ impl Driver<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_standbys_are_kept_out() {
+        let mut admission = Admission::default();
+        assert!(!admission.keeps_out(Status::Cold));
+        admission.closed = true;
+        assert!(admission.keeps_out(Status::Cold));
+        assert!(admission.keeps_out(Status::Synced { epoch: 3 }));
+        assert!(!admission.keeps_out(Status::Primary));
+    }
+}
