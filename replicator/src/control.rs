@@ -1,6 +1,7 @@
 //! What an operator asks of a running twin, and what it says of itself.
 
 mod growth;
+mod level;
 mod scrub;
 mod uplink;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::PAGE_SIZE;
 pub use growth::NoGrowth;
+pub use level::Level;
 pub use scrub::{NoScrub, ScrubCounts, ScrubProgress, ScrubReport, ScrubStatus};
 pub use uplink::{PeerUplinks, UplinkStatus};
 
@@ -27,10 +29,10 @@ pub struct TwinStatus {
     pub node: String,
     /// The other one.
     pub peer: String,
-    /// In one word: starting, solo, syncing, protected, reconnecting, holding, handing-over, filling,
+    /// In one word: starting, solo, unprotected (solo, and no standby is wanted), syncing, protected, reconnecting, holding, handing-over, filling,
     /// standby, promoting, waiting-to-boot, disk-failed or ended.
     pub role: String,
-    /// What is replicated: `ft`, all of the guest, or `ha`, its disks.
+    /// What is replicated: `ft`, all of the guest; `ha`, its disks; or `none`, nothing.
     #[serde(default = "all_of_it")]
     pub protection: String,
     /// Generation of the right that this twin has or follows; 0 while it knows of none.
@@ -56,6 +58,9 @@ pub struct TwinStatus {
     /// Those of the peer's host. None: it has not said.
     #[serde(default)]
     pub peer_uplinks: Option<PeerUplinks>,
+    /// Why the peer wants no standby at present, in its words, if this twin would be one.
+    #[serde(default)]
+    pub kept_out: Option<String>,
     /// Comparisons of both twins' disks, if there was one.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
@@ -189,8 +194,7 @@ pub(crate) enum Asked {
     Scrub(bool, Sender<Result<u64, NoScrub>>),
     /// A disk's number, and its new size in bytes, if not its image's.
     Grow(u32, Option<u64>, Sender<Result<u64, NoGrowth>>),
-    /// The lease of the level that is wanted, if it has one.
-    Level(Option<Duration>, Sender<Outcome>),
+    Level(Level, Sender<Outcome>),
 }
 
 /// The operator's end. Can be cloned and used from any thread.
@@ -260,12 +264,12 @@ impl Controller {
         self.ask(|reply| Asked::Grow(disk, bytes, reply), patience)
     }
 
-    /// Has all of the guest replicated from the next sync on, or with a lease only its disks.
+    /// Has the guest protected at another level from the next sync on, or at none from now on.
     ///
     /// # Errors
     /// The guest does not run alone here.
-    pub fn level(&self, lease: Option<Duration>, patience: Duration) -> Outcome {
-        self.ask(|reply| Asked::Level(lease, reply), patience)?
+    pub fn level(&self, level: Level, patience: Duration) -> Outcome {
+        self.ask(|reply| Asked::Level(level, reply), patience)?
     }
 
     fn ask<T>(

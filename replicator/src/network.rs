@@ -9,7 +9,7 @@ use crate::connection::Connection;
 use crate::ring::{Completion, Op, Ring};
 use crate::tls::Security;
 use crate::way::Way;
-use crate::wire::{Frame, Kind};
+use crate::wire::Frame;
 
 /// How long a new connection may be without a hello, and a connection that ends may take to do
 /// so.
@@ -159,15 +159,15 @@ impl Network {
         }
     }
 
-    /// Ends a connection after some last words, and keeps from trying again for a while.
-    pub(crate) fn refuse(&mut self, id: u64, reason: &str, now: Instant) {
+    /// Ends a connection after these last words, and keeps from trying again for a while.
+    pub(crate) fn refuse(&mut self, id: u64, why: Frame, now: Instant) {
         let found = if self.place(id) == Some(Place::Link) {
             self.link.take()
         } else {
             remove(&mut self.strangers, id)
         };
         if let Some(mut connection) = found {
-            connection.queue_control(Frame::new(Kind::Reject, 0, 0, reason.as_bytes()));
+            connection.queue_control(why);
             self.leaving.push((connection, now + PATIENCE));
         }
         self.pause(now);

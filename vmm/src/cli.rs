@@ -73,7 +73,7 @@ pub enum Command {
     /// Have a disk grow under the running guest: asked of the primary.
     #[command(after_help = ABOUT_GROWTH)]
     Grow(GrowArgs),
-    /// Take over the level of protection that the configuration has now, without a restart: asked of a twin whose standby has left.
+    /// Take over the level of protection that the configuration has now, be it none, without a restart: asked of a twin whose standby has left.
     #[command(after_help = ABOUT_LEVELS)]
     Level(TwinArgs),
     /// Make the keys by which the twins of a protected VM know each other.
@@ -105,7 +105,18 @@ To raise or lower the level of a guest that runs on host a, with its standby on 
   evertwin leave vm.toml --node b       the standby ends
   set `protection` in vm.toml on both hosts to \"ft\" (all of the guest is replicated) or \"ha\" (its disks are)
   evertwin level vm.toml --node a       the guest runs on, unprotected for the moment
-  evertwin run vm.toml --node b         protected again, at the new level";
+  evertwin run vm.toml --node b         protected again, at the new level
+
+To have it go on without protection, and to protect it again later:
+
+  evertwin leave vm.toml --node b       the standby ends
+  set `protection` in vm.toml to \"none\", on host a only
+  evertwin level vm.toml --node a       the guest runs on, and no standby is admitted: one that is started waits
+  set `protection` to what it was, or to another level and then on both hosts
+  evertwin level vm.toml --node a       a standby is waited for
+  evertwin run vm.toml --node b         protected again, if it does not wait already
+
+A twin that is started with \"none\" in its file is a plain VM: it asks nobody whether the guest runs elsewhere, and takes no commands.";
 
 const ABOUT_GROWTH: &str = "\
 Images that are files need nothing else than the new size; both hosts' are made larger:

@@ -3,7 +3,7 @@
 mod file;
 mod parse;
 
-pub use file::load;
+pub use file::{load, load_operated};
 pub use parse::{
     check_vcpus, parse_disk, parse_disk_size, parse_mac, parse_net, parse_size, parse_vsock,
 };
@@ -155,7 +155,7 @@ pub struct VmConfig {
 
 /// What protects a VM from the death of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protection {
+pub enum Protection {
     /// All of the guest is replicated: it goes on at the other host.
     Ft,
     /// Its disks are: the other host boots it.
@@ -175,6 +175,8 @@ pub struct ReplicationConfig {
     pub addresses: Vec<SocketAddr>,
     /// Where this node's keys are; none for a plaintext link, which stays on this host.
     pub keys: Option<PathBuf>,
+    /// The level of protection. A VM of none is plain, but its operators may ask for that while it runs as a twin.
+    pub protection: Protection,
     /// The arbiter, if there is one.
     pub arbiter: Option<ArbiterConfig>,
     /// Where only the disks are replicated: how long the guest may run on the standby's last word.

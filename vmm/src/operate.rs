@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::{GrowArgs, TwinArgs};
-use crate::config::{self, ConfigError, ReplicationConfig};
+use crate::config::{self, ConfigError, Protection, ReplicationConfig};
 use crate::control::{self, ClientError, Reply, Request, VmStatus};
 pub use scrub::scrub;
 
@@ -93,8 +93,13 @@ pub fn command(target: &TwinArgs, request: Request) -> Result<ExitCode, OperateE
 /// There is no such configuration, or the twin can't be asked or does not obey.
 pub fn level(target: &TwinArgs) -> Result<ExitCode, OperateError> {
     let replication = replication(target)?.ok_or(OperateError::NoLevel)?;
-    let lease_ms = replication.lease.map(|lease| lease.as_millis() as u64);
-    command(target, Request::Level { lease_ms })
+    let request = match replication.protection {
+        Protection::None => Request::Unprotect,
+        Protection::Ft | Protection::Ha => Request::Level {
+            lease_ms: replication.lease.map(|lease| lease.as_millis() as u64),
+        },
+    };
+    command(target, request)
 }
 
 /// Has a disk grow under the guest.
@@ -131,7 +136,7 @@ fn socket(target: &TwinArgs) -> Result<Option<PathBuf>, OperateError> {
 /// How the VM of the configuration is protected, if one is named.
 fn replication(target: &TwinArgs) -> Result<Option<ReplicationConfig>, ConfigError> {
     let of_config = |path: &Path| {
-        let (_, replication) = config::load(path, target.node.as_deref())?;
+        let replication = config::load_operated(path, target.node.as_deref())?;
         let plain = || {
             ConfigError::Value(format!(
                 "{} has no twin: it is not protected",
@@ -156,14 +161,12 @@ fn print(status: &VmStatus) {
         "{vm}: {} (node {}, generation {})",
         twin.role, twin.node, twin.generation
     );
-    if twin.protection == "ha" {
-        println!("  level  ha: its disks are mirrored, the other host boots it anew");
-    } else {
-        println!(
-            "  level  {}: all of the guest is replicated",
-            twin.protection
-        );
-    }
+    let replicated = match twin.protection.as_str() {
+        "ha" => "its disks are mirrored, the other host boots it anew",
+        "none" => "nothing is replicated, and no standby is admitted",
+        _ => "all of the guest is replicated",
+    };
+    println!("  level  {}: {replicated}", twin.protection);
     match &twin.link {
         Some(address) => println!("  peer   {} at {address}", twin.peer),
         None => println!("  peer   {}, no link", twin.peer),
@@ -175,6 +178,9 @@ fn print(status: &VmStatus) {
         println!("  disk   fails at the peer, which tries it again: {why}");
     }
     uplink::print_status(twin);
+    if let Some(why) = &twin.kept_out {
+        println!("  waits  the peer wants no standby now: {why}");
+    }
     println!("  epoch  {}", twin.epoch);
     if let Some(lease) = &twin.lease {
         let left = match lease.left_ms {

@@ -11,7 +11,8 @@ use crate::crash::crash_point;
 use crate::network::Place;
 use crate::tls::TlsError;
 use crate::wire::{
-    Difference, FrameReader, Header, Hello, Kind, WireError, disk_write, reject_reason,
+    Difference, FrameReader, Header, Hello, Kind, WireError, disk_write, for_now, reject,
+    reject_reason,
 };
 
 /// Why a connection can't go on.
@@ -22,8 +23,12 @@ pub(super) enum Trouble {
     Difference(Difference),
     /// A peer that can't be trusted, or a record that was changed.
     Tls(TlsError),
+    /// A standby, and none is wanted.
+    Unwanted,
     /// The peer refused us, for this reason.
     Refused(String),
+    /// The same, and it may take us later.
+    PutOff(String),
     /// The run can't go on.
     Fatal(Error),
 }
@@ -107,6 +112,7 @@ impl Driver<'_> {
         let verified = self.network.get(id).is_some_and(|peer| peer.verified);
         match header.kind {
             Kind::Hello if !verified => self.take_hello(id, header, payload),
+            Kind::Reject if for_now(&header) => Err(Trouble::PutOff(reject_reason(payload))),
             Kind::Reject => Err(Trouble::Refused(reject_reason(payload))),
             // A peer that may not greet yet gives signs of life only.
             Kind::Heartbeat if !verified => Ok(()),
@@ -121,6 +127,7 @@ impl Driver<'_> {
                 if !self.runs_guest() {
                     self.check_rooms().map_err(Trouble::Difference)?;
                 }
+                self.admission.admitted();
                 Message::SyncBegin
             }
             Kind::Ack => Message::Ack,
@@ -223,7 +230,13 @@ impl Driver<'_> {
     fn take_hello(&mut self, id: u64, header: Header, payload: &[u8]) -> Result<(), Trouble> {
         let hello = Hello::decode(payload)?;
         let ours = self.hello(Status::Cold);
-        hello.check(&ours).map_err(Trouble::Difference)?;
+        let fits = hello.check(&ours);
+        // A peer of another level may be of the one that comes next.
+        let may_fit = matches!(&fits, Ok(()) | Err(Difference::Protection { .. }));
+        if may_fit && self.admission.keeps_out(hello.status) {
+            return Err(Trouble::Unwanted);
+        }
+        fits.map_err(Trouble::Difference)?;
         self.peer_sizes = hello.sizes();
         if hello.status == Status::Primary && !self.runs_guest() {
             self.check_rooms().map_err(Trouble::Difference)?;
@@ -283,7 +296,8 @@ impl Driver<'_> {
                 warn!(peer = %address, error = %source, "peer not trusted");
             }
             Trouble::Difference(difference) => {
-                self.network.refuse(id, &difference.to_string(), now);
+                self.network
+                    .refuse(id, reject(&difference.to_string()), now);
                 if cold && dialed {
                     self.receive_more(id)?;
                     self.say_goodbye(&mut Vec::new())?;
@@ -293,6 +307,12 @@ impl Driver<'_> {
                     });
                 }
                 error!(peer = %address, %difference, "peer refused");
+            }
+            Trouble::Unwanted => self.keep_out(id, address),
+            Trouble::PutOff(reason) => {
+                self.network.cut_off(id);
+                self.network.pause(now);
+                self.kept_out(address, reason);
             }
             Trouble::Refused(reason) => {
                 self.network.cut_off(id);
@@ -308,7 +328,7 @@ impl Driver<'_> {
                     WireError::Magic | WireError::Tls | WireError::Version { .. }
                 );
                 if foreign {
-                    self.network.refuse(id, &source.to_string(), now);
+                    self.network.refuse(id, reject(&source.to_string()), now);
                     if cold && dialed {
                         self.receive_more(id)?;
                         self.say_goodbye(&mut Vec::new())?;

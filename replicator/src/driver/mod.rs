@@ -8,6 +8,7 @@ mod failing;
 mod frames;
 mod growing;
 mod inbound;
+mod level;
 mod missed;
 mod operator;
 mod report;
@@ -38,6 +39,7 @@ use disks::Disks;
 use failing::Fails;
 use growing::Growth;
 use inbound::Kept;
+use level::Admission;
 use missed::Missed;
 use operator::Pending;
 use scrub::Scrub;
@@ -100,6 +102,7 @@ pub(crate) struct Driver<'a> {
     peer_sizes: Vec<DiskSize>,
     /// Primary: a disk that is about to grow.
     growth: Option<Growth>,
+    admission: Admission,
     missed: Missed,
     /// Until when frames for a guest that was handed over are passed on.
     forward_until: Option<Instant>,
@@ -180,6 +183,7 @@ impl<'a> Driver<'a> {
             peer_version: 0,
             peer_sizes: Vec::new(),
             growth: None,
+            admission: Admission::default(),
             missed: Missed::new(),
             forward_until: None,
             pending: None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use evertwin_protocol::{Command, End, Input, Record, Report, Role};
 
 use super::Driver;
-use crate::config::{Error, LEASES};
+use crate::config::Error;
 use crate::control::{Asked, LeaseStatus, NotDone, Outcome, SyncStatus, TwinStatus};
 use crate::ring::Op;
 use crate::wire::{HAND_OVER, VERSION};
@@ -27,7 +27,7 @@ impl Driver<'_> {
                 Asked::Command(command, reply) => self.obey(command, reply)?,
                 Asked::Scrub(memory, reply) => drop(reply.send(self.begin_scrub(memory))),
                 Asked::Grow(disk, bytes, reply) => self.begin_growth(disk, bytes, reply),
-                Asked::Level(lease, reply) => drop(reply.send(self.change_level(lease)?)),
+                Asked::Level(level, reply) => drop(reply.send(self.change_level(level)?)),
             }
         }
         self.arm_control().map_err(Error::Ring)
@@ -94,36 +94,6 @@ impl Driver<'_> {
         }
     }
 
-    /// The guest is to be replicated as a whole, or with a lease only its disks, from the next sync on.
-    fn change_level(&mut self, lease: Option<Duration>) -> Result<Outcome, Error> {
-        if lease.is_some_and(|lease| !LEASES.contains(&lease)) {
-            return Ok(Err(NotDone::BadLease));
-        }
-        if !self.twin.runs_alone() {
-            return Ok(Err(NotDone::NotAlone));
-        }
-        // A peer of the other level that has just come was refused, or comes to be.
-        self.lose_link("the level of protection changes");
-        self.machine.replicate_all(lease.is_none())?;
-        self.config.lease = lease;
-        self.twin.set_lease(lease);
-        self.refresh_identity();
-        self.drain()?;
-        tracing::info!(
-            protection = self.protection(),
-            "the level of protection is another one from now on"
-        );
-        Ok(Ok(self.twin.generation()))
-    }
-
-    /// What is replicated, in the configuration's words.
-    pub(super) fn protection(&self) -> &'static str {
-        match self.config.lease {
-            None => "ft",
-            Some(_) => "ha",
-        }
-    }
-
     /// A primary's sync of its standby, or a standby's by its primary.
     fn sync_status(&self) -> Option<SyncStatus> {
         match self.twin.role() {
@@ -134,6 +104,9 @@ impl Driver<'_> {
 
     /// Who may run a guest whose disks only are replicated.
     fn lease_status(&self) -> Option<LeaseStatus> {
+        if self.admission.is_closed() {
+            return None;
+        }
         let length = self.config.lease?;
         let (node, peer) = (self.config.node, self.config.peer);
         let (holder, end) = match self.twin.role() {
@@ -158,6 +131,7 @@ impl Driver<'_> {
             peer: self.config.peer.to_string(),
             role: match self.twin.role() {
                 Role::Starting => "starting",
+                Role::Solo if self.admission.is_closed() => "unprotected",
                 Role::Solo => "solo",
                 // It is not protected before the standby is named.
                 Role::Syncing | Role::Naming => "syncing",
@@ -184,6 +158,7 @@ impl Driver<'_> {
             peer_disk_failure: self.peer_disk_failure.clone(),
             uplinks: self.uplink_status(),
             peer_uplinks: self.peer_uplinks(),
+            kept_out: self.admission.reason(),
             scrub: self.scrub.status(),
         }
     }

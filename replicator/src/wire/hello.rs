@@ -6,7 +6,8 @@ use evertwin_protocol::{NodeId, Status};
 
 use super::WireError;
 use super::difference::{Difference, sizes};
-use super::header::{GROW, Kind, OLDEST, VERSION};
+use super::frame::Frame;
+use super::header::{GROW, Header, Kind, OLDEST, VERSION};
 use super::reader::Reader;
 use crate::machine::{CpuLeaf, DiskSize, Identity, MemoryRegion};
 
@@ -196,6 +197,24 @@ impl Hello {
 
 fn level(lease: Duration) -> String {
     format!("{LEVEL}{}", lease.as_millis())
+}
+
+/// Stands as the epoch of a reject frame whose reason may pass: the peer need not end. Releases that don't know it do.
+const FOR_NOW: u64 = 1;
+
+/// A reject frame: the peer's hello can't be taken before something is changed.
+pub(crate) fn reject(reason: &str) -> Frame {
+    Frame::new(Kind::Reject, 0, 0, reason.as_bytes())
+}
+
+/// A reject frame: the peer's hello can't be taken now.
+pub(crate) fn put_off(reason: &str) -> Frame {
+    Frame::new(Kind::Reject, 0, FOR_NOW, reason.as_bytes())
+}
+
+/// Whether a reject frame's sender is to be asked again.
+pub(crate) fn for_now(header: &Header) -> bool {
+    header.epoch == FOR_NOW
 }
 
 /// The text of a reject frame, fit for one line of a log.

@@ -31,7 +31,7 @@ pub(crate) use header::{
     BEACON, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, UPLINK,
     VERSION,
 };
-pub(crate) use hello::{Hello, reject_reason};
+pub(crate) use hello::{Hello, for_now, put_off, reject, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};
 pub(crate) use uplink::{uplinks, uplinks_frame};

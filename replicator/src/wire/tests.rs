@@ -254,6 +254,18 @@ fn a_reason_is_one_short_line() {
 }
 
 #[test]
+fn a_refusal_says_whether_it_may_pass() {
+    for (frame, passes) in [(reject("no"), false), (put_off("not now"), true)] {
+        let mut reader = FrameReader::new();
+        reader.put(&frame.parts().concat()).expect("room for it");
+        let (header, payload) = reader.next().expect("sound").expect("whole");
+        assert_eq!(header.kind, Kind::Reject);
+        assert_eq!(for_now(&header), passes);
+        assert!(reject_reason(payload).starts_with("no"));
+    }
+}
+
+#[test]
 fn a_range_of_zeroes_is_checked() {
     let payload = |offset: u64, len: u64, unmap: u8| {
         let mut payload = 3u32.to_le_bytes().to_vec();

@@ -140,6 +140,28 @@ pub fn load(
     path: &Path,
     node: Option<&str>,
 ) -> Result<(VmConfig, Option<ReplicationConfig>), ConfigError> {
+    load_unless(path, node, |_, level| level == Some(Protection::None))
+}
+
+/// The same for who asks a twin that runs: its level may be none, and the file still says where it is.
+///
+/// # Errors
+/// As above.
+pub fn load_operated(
+    path: &Path,
+    node: Option<&str>,
+) -> Result<Option<ReplicationConfig>, ConfigError> {
+    let (_, replication) = load_unless(path, node, |file, level| {
+        level == Some(Protection::None) && file.node.is_empty()
+    })?;
+    Ok(replication)
+}
+
+fn load_unless(
+    path: &Path,
+    node: Option<&str>,
+    is_plain: impl Fn(&VmFile, Option<Protection>) -> bool,
+) -> Result<(VmConfig, Option<ReplicationConfig>), ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
         path: path.into(),
         source,
@@ -156,7 +178,7 @@ pub fn load(
     let place = |name: &Path| base.join(for_node(&name.to_string_lossy()));
     let protection = protection(&file)?;
     let replication = match node {
-        _ if protection == Some(Protection::None) => None,
+        _ if is_plain(&file, protection) => None,
         Some(node) => {
             let level = protection.unwrap_or(Protection::Ft);
             Some(replication(&file, node, level, &place)?)
@@ -292,6 +314,7 @@ fn replication(
     let timeout = time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?;
     let config = ReplicationConfig {
         lease: lease(entry.and_then(|r| r.lease.as_deref()), level, timeout)?,
+        protection: level,
         node: node.into(),
         peer: if node == first { second } else { first }.into(),
         keys: keys(entry, &addresses, place)?,
@@ -341,8 +364,8 @@ fn lease(
                 "lease {lease:?} is too short: it must be at least {MIN_LEASE:?} and the timeout, {timeout:?}"
             ))),
         },
-        (_, None) => Ok(None),
-        (_, Some(lease)) => Err(ConfigError::Value(format!(
+        (Protection::None, _) | (_, None) => Ok(None),
+        (Protection::Ft, Some(lease)) => Err(ConfigError::Value(format!(
             "lease = \"{lease}\" is of use with protection = \"ha\" only: remove it, or set that"
         ))),
     }
@@ -652,6 +675,26 @@ address = "192.168.50.2:7700"
             let error = with(text).unwrap_err();
             assert!(error.contains(why) && !error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_twin_whose_level_is_to_be_none_is_still_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.toml");
+        let operated = |text: &str, node| {
+            std::fs::write(&path, text).unwrap();
+            load_operated(&path, node).map_err(|e| e.to_string())
+        };
+        let none = GOOD.replace("cmdline =", "protection = \"none\"\ncmdline =");
+        let with_lease = none.replace("epoch =", "lease = \"2s\"\nepoch =");
+        for text in [&none, &with_lease] {
+            let found = operated(text, Some("b")).unwrap().unwrap();
+            assert_eq!((found.protection, found.lease), (Protection::None, None));
+            assert!(found.control.ends_with("demo-b.sock"));
+        }
+        assert!(operated(&none, None).unwrap_err().contains("--node a"));
+        let plain = none.split("[replication]").next().unwrap();
+        assert_eq!(operated(plain, Some("b")), Ok(None));
     }
 
     #[test]

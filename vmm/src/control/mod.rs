@@ -28,6 +28,8 @@ pub enum Request {
         /// For its disks alone: how long the guest may run on the standby's last word, in milliseconds.
         lease_ms: Option<u64>,
     },
+    /// Replicate nothing, and admit no standby.
+    Unprotect,
     /// Have a disk grow under the guest.
     Grow {
         /// Its number.

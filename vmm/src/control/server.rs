@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use evertwin_replicator::control::{Command, Controller, Outcome, TwinStatus};
+use evertwin_replicator::control::{Command, Controller, Level, Outcome, TwinStatus};
 
 use super::{Reply, Request, VmStatus};
 
@@ -189,8 +189,12 @@ fn answer(request: Request, vm: &str, clerk: &Clerk) -> Reply {
         Request::Promote => Command::Promote,
         Request::Leave => Command::Leave,
         Request::Level { lease_ms } => {
-            return done(controller.level(lease_ms.map(Duration::from_millis), STATUS));
+            let level = lease_ms.map_or(Level::Guest, |lease_ms| Level::Disks {
+                lease: Duration::from_millis(lease_ms),
+            });
+            return done(controller.level(level, STATUS));
         }
+        Request::Unprotect => return done(controller.level(Level::Nothing, STATUS)),
         Request::Grow { disk, bytes } => {
             return match controller.grow(disk, bytes, COMMAND) {
                 Ok(Ok(bytes)) => Reply::Grown { bytes },

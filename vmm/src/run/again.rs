@@ -102,6 +102,7 @@ fn status(replication: &ReplicationConfig, why: &str) -> TwinStatus {
         peer_disk_failure: None,
         uplinks: Vec::new(),
         peer_uplinks: None,
+        kept_out: None,
         scrub: None,
     }
 }

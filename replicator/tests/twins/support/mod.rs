@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use evertwin_replicator::arbiter::{Arbiter, FileArbiter, Notes, Record};
 use evertwin_replicator::control::{
-    Command, Controller, NotDone, Outcome, ScrubReport, TwinStatus, control,
+    Command, Controller, Level, NotDone, Outcome, ScrubReport, TwinStatus, control,
 };
 use evertwin_replicator::tls::{Keys, Security};
 use evertwin_replicator::{Config, Ended, Error, NodeId, Uplink};
@@ -84,6 +84,16 @@ impl Running {
     pub(crate) fn role(&self) -> String {
         let status = self.controller.status(PATIENCE);
         status.map_or_else(|_| "ended".to_owned(), |status| status.role)
+    }
+
+    /// Has its guest protected at another level.
+    pub(crate) fn level(&self, level: Level) -> Outcome {
+        self.controller.level(level, PATIENCE)
+    }
+
+    /// Why the peer wants no standby, if it wants none.
+    pub(crate) fn kept_out(&self) -> Option<String> {
+        self.controller.status(PATIENCE).ok()?.kept_out
     }
 
     /// The peer's address, while there is a link.
