@@ -174,6 +174,38 @@ fn nobody_takes_an_unprotected_guest_over() {
 }
 
 #[test]
+fn a_guest_that_may_be_elsewhere_is_not_started_alone() {
+    let mut stage = pair("ft");
+    write_level(&stage, "none");
+    let refused = |stage: &mut Stage, node: Node, why: &str| {
+        stage.pair.start(node).unwrap();
+        let ended = stage.twin(node).wait_for_exit(STEP).unwrap();
+        let lines = stage.twin(node).log().lines();
+        let said = lines.last().is_some_and(|line| line.text.contains(why));
+        assert!(ended.code() == Some(1) && said, "{ended}: {lines:?}");
+    };
+    stage.twin(Node::B).kill();
+    stage.wait_for(Node::A, "solo");
+    refused(
+        &mut stage,
+        Node::B,
+        "does not say that node `b` alone has this guest",
+    );
+    // The other way round: the one that is down may have been taken over.
+    write_level(&stage, "ft");
+    stage.pair.start(Node::B).unwrap();
+    stage.wait_for_role(Node::A, "protected");
+    stage.twin(Node::A).kill();
+    stage.twin(Node::B).kill();
+    write_level(&stage, "none");
+    refused(
+        &mut stage,
+        Node::A,
+        "does not say that node `a` alone has this guest",
+    );
+}
+
+#[test]
 fn a_twin_that_dials_keeps_standbys_out_as_well() {
     let mut stage = pair("ft");
     let load = stage.load(LoadOptions::default());

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use evertwin_replicator::NodeId;
 
 use crate::config::{
-    self, AfterEnd, ConfigError, DiskConfig, NetConfig, ReplicationConfig, VmConfig,
+    self, AfterEnd, ConfigError, DiskConfig, NetConfig, Protection, ReplicationConfig, VmConfig,
 };
 
 /// Virtual machines that survive the death of their host.
@@ -244,6 +244,18 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// How the VM would be replicated, if its file says so and its level is none.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, by name.
+    pub fn unprotected(&self) -> Result<Option<ReplicationConfig>, ConfigError> {
+        let (Some(path), Some(node)) = (&self.config, self.node.as_deref()) else {
+            return Ok(None);
+        };
+        let found = config::load_operated(path, Some(node))?;
+        Ok(found.filter(|replication| replication.protection == Protection::None))
+    }
+
     /// The VM these options describe, and its protection.
     ///
     /// # Errors

@@ -47,6 +47,9 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
     match &cli.command {
         Command::Run(args) => {
             let (vm, replication) = args.resolve()?;
+            if let Some(unprotected) = args.unprotected()? {
+                evertwin::run::check_alone(&vm.name, &unprotected)?;
+            }
             let outcome = evertwin::run::run(&vm, replication.as_ref(), started)?;
             Ok(outcome.code().into())
         }

@@ -1,9 +1,11 @@
 //! `evertwin run`: one VM from start to end.
 
 mod again;
+mod alone;
 mod disks;
 mod stop;
 
+pub use alone::check_alone;
 pub use stop::{AskStop, Stop};
 
 use std::net::SocketAddr;
@@ -75,6 +77,23 @@ pub enum RunError {
     /// The arbiter is unusable from the start.
     #[error(transparent)]
     Arbiter(#[from] evertwin_replicator::arbiter::ArbiterError),
+    /// A guest that is to run alone may be at the other host, or go on there.
+    #[error(
+        "the arbiter does not say that node `{node}` alone has this guest: `{peer}` may have it, or go on with it. Start it with \
+         protection = \"ft\" or \"ha\" first and lower that while it runs, or take [replication] out of the file if the guest is nowhere else"
+    )]
+    NotAlone {
+        /// This host's.
+        node: String,
+        /// The other's.
+        peer: String,
+    },
+    /// The same, and nobody can say.
+    #[error(
+        "{0}: so nobody says whether the other host has this guest. Start it when the arbiter answers, or take [replication] out of the \
+         file if the guest is nowhere else"
+    )]
+    Unasked(evertwin_replicator::arbiter::ArbiterError),
     /// KVM gave up on the guest.
     #[error("the guest was stopped: {0}")]
     Guest(String),

@@ -121,6 +121,8 @@ impl Driver<'_> {
                 self.evacuate();
             }
             Report::HandedOver(_) => self.disk_fails = None,
+            // Of something else than a failure, which can still come.
+            Report::Refused(..) if self.disk_fails.is_none() => {}
             Report::Solo(_)
             | Report::Syncing(_)
             | Report::TakenBack(_)
