@@ -116,7 +116,7 @@ To have it go on without protection, and to protect it again later:
   evertwin level vm.toml --node a       a standby is waited for
   evertwin run vm.toml --node b         protected again, if it does not wait already
 
-A twin that is started with \"none\" in its file is a plain VM: it asks nobody whether the guest runs elsewhere, and takes no commands.";
+A twin that is started with \"none\" in its file is a plain VM: it takes no commands. It is refused where the arbiter says that the other host may have the guest.";
 
 const ABOUT_GROWTH: &str = "\
 Images that are files need nothing else than the new size; both hosts' are made larger:
