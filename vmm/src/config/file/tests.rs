@@ -1,4 +1,3 @@
-
 use super::super::{OnLostCarrier, UplinkConfig};
 use super::*;
 
