@@ -32,6 +32,13 @@ pub(super) struct Copying {
     settled: u32,
 }
 
+impl Copying {
+    /// Where it began, if all that it brings of a disk with so many blocks has been written.
+    pub(super) fn is_whole(&self, blocks: u32) -> Option<Point> {
+        (self.received == blocks).then_some(self.point)
+    }
+}
+
 impl Mirror {
     /// This disk, on which nothing is under way, is about to become a copy: of all, or from this point on. `base` names where this copy
     /// begins, so that it can go on after it was interrupted.
@@ -45,6 +52,7 @@ impl Mirror {
     ) -> io::Result<()> {
         self.settling = None;
         self.copying = None;
+        self.copied = None;
         self.points.retain(|known| Some(known.point) == from);
         let base = base.filter(|_| !self.failed);
         let unusable = match (from, &base) {

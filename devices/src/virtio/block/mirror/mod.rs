@@ -145,6 +145,8 @@ pub(super) struct Mirror {
     settling: Option<Settling>,
     /// What comes into this disk, if it is being made a copy.
     copying: Option<Copying>,
+    /// Where a copy into this disk began that is whole, but for the next flush.
+    copied: Option<Point>,
     /// The newest point is where a copy of this disk has begun.
     based: bool,
     /// Numbers the points that were settled, so that a late answer is not taken for another's.
@@ -225,6 +227,7 @@ impl Mirror {
             clearing: false,
             settling: None,
             copying: None,
+            copied: None,
             based: false,
             settled: 0,
             reached: None,
@@ -324,7 +327,10 @@ impl Mirror {
             return;
         }
         self.settling = None;
-        self.copying = None;
+        let copying = self.copying.take();
+        self.copied = copying
+            .and_then(|copying| copying.is_whole(self.blocks))
+            .or(self.copied);
         self.based = false;
         self.points
             .retain(|known| known.durable && known.point != point && keep.contains(&known.point));
@@ -512,9 +518,12 @@ impl Mirror {
                     return;
                 };
                 let alone = settling.alone.then_some(settling.point);
+                let copied = self.copied.take();
                 for known in &mut self.points {
                     if known.point == settling.point {
                         known.changed.remove_below(settling.received);
+                    } else if Some(known.point) == copied {
+                        known.changed = BlockSet::default();
                     }
                 }
                 let stay = self.points.iter();

@@ -106,6 +106,21 @@ fn a_copy_to_its_end_is_a_point_like_any_other() {
 }
 
 #[test]
+fn a_point_that_comes_right_behind_a_copy_covers_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory);
+    for (end, left) in [(u64::MAX, 0), (SIZE / 2, SIZE)] {
+        let mut standby = copying(&path);
+        standby.mirror.received(end);
+        // The copy's own flush has not ended.
+        standby.point(6, &[Point(5)], false);
+        assert_eq!(standby.mirror.held().changed.bytes(), left);
+        assert_eq!(next_run(&path, standby).changed.bytes(), left);
+        let _ = fs::remove_file(path.with_extension("img.mirror"));
+    }
+}
+
+#[test]
 fn a_delta_copy_goes_on_from_its_own_begin() {
     let directory = tempfile::tempdir().unwrap();
     let path = image(&directory);
