@@ -11,7 +11,7 @@ pub use stop::{AskStop, Stop};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use evertwin_devices::legacy::GuestExit;
 use evertwin_replicator::arbiter::{
@@ -20,7 +20,7 @@ use evertwin_replicator::arbiter::{
 use evertwin_replicator::control::Control;
 use evertwin_replicator::tls::{Keys, KeysError, Security};
 use evertwin_replicator::{Config as LinkConfig, Ended, NodeId};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::{ArbiterConfig, ConfigError, ReplicationConfig, VmConfig};
 use crate::kvm;
@@ -159,7 +159,7 @@ fn plain(mut machine: Machine, stop: &Stop, started: Instant) -> Result<Outcome,
     #[allow(unsafe_code)]
     let exit = unsafe { BorrowedFd::borrow_raw(machine.exit().event().as_raw_fd()) };
     loop {
-        wait_for_any(&[stop.as_fd(), exit])?;
+        wait_for_any(&[stop.as_fd(), exit], None)?;
         if machine.failure().is_some() || !machine.after_guest_exit()? {
             break;
         }
@@ -183,14 +183,18 @@ fn outcome(machine: &Machine) -> Result<Outcome, RunError> {
     })
 }
 
-fn wait_for_any(fds: &[BorrowedFd<'_>]) -> Result<(), RunError> {
+/// Waits until one of these is readable, or for so long at most. False if none came to be.
+fn wait_for_any(fds: &[BorrowedFd<'_>], longest: Option<Duration>) -> Result<bool, RunError> {
+    let until = longest.map(|time| Instant::now() + time);
     let mut polled: Vec<_> = fds
         .iter()
         .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
         .collect();
     loop {
-        match poll(&mut polled, None) {
-            Ok(_) => return Ok(()),
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut polled, left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(RunError::host("wait for the guest")(e)),
         }

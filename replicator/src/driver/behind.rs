@@ -20,8 +20,8 @@ pub(super) struct Behind {
 }
 
 impl Driver<'_> {
-    /// Whether frames of this connection have to wait; if so, [`Self::catch_up`] takes them.
-    pub(super) fn is_behind(&mut self, connection: u64) -> bool {
+    /// Whether frames of this connection have to wait for the disks; if so, [`Self::catch_up`] takes them.
+    pub(super) fn falls_behind(&mut self, connection: u64) -> bool {
         let greeted = self
             .network
             .get(connection)

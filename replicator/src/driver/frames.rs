@@ -58,16 +58,15 @@ impl Driver<'_> {
             self.inputs.push_back(Input::Heard);
             self.drain()?;
         }
+        let mut waits = false;
         let trouble = loop {
             // The connection may have been closed by what was just taken in.
             if !matches!(self.network.place(id), Some(Place::Link | Place::Stranger)) {
                 break None;
             }
-            if self.is_behind(id) {
-                if let Some(connection) = self.network.get(id) {
-                    connection.put_reader(reader);
-                }
-                return Ok(());
+            if self.falls_behind(id) {
+                waits = true;
+                break None;
             }
             match reader.next() {
                 Ok(None) => {
@@ -88,7 +87,10 @@ impl Driver<'_> {
         if let Some(trouble) = trouble {
             self.part(id, address, trouble)?;
         }
-        self.receive_more(id)
+        match waits {
+            true => Ok(()),
+            false => self.receive_more(id),
+        }
     }
 
     /// Waits for the next bytes, or for the end of a connection that is leaving.

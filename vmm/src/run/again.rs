@@ -1,12 +1,12 @@
 //! A standby whose disk fails tries it again until it works: its guest is elsewhere, and wants to be protected again.
 
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use evertwin_replicator::Error;
 use evertwin_replicator::control::{TwinStatus, control};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Outcome, RunError, Stop, protected};
+use super::{Outcome, RunError, Stop, protected, wait_for_any};
 use crate::config::ReplicationConfig;
 use crate::control::{Desk, serve};
 use crate::machine::Machine;
@@ -68,7 +68,7 @@ pub(super) fn run(
             status(replication, &why),
             "a disk fails here, and is tried again: see `evertwin status`",
         );
-        if stops_within(stop, delay)? {
+        if wait_for_any(&[stop.as_fd()], Some(delay))? {
             return Ok(Outcome::Stopped);
         }
         delay = (delay * 2).min(LONGEST);
@@ -104,22 +104,5 @@ fn status(replication: &ReplicationConfig, why: &str) -> TwinStatus {
         peer_uplinks: None,
         kept_out: None,
         scrub: None,
-    }
-}
-
-/// Waits, and says whether the end was asked for meanwhile.
-fn stops_within(stop: &Stop, time: Duration) -> Result<bool, RunError> {
-    use std::os::fd::AsFd as _;
-    let until = Instant::now() + time;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let fd = stop.as_fd();
-        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-        let left = Timespec::try_from(left).ok();
-        match poll(&mut polled, left.as_ref()) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(RunError::host("wait for a disk")(error)),
-        }
     }
 }

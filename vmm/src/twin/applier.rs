@@ -144,7 +144,7 @@ impl Applier {
         self.failure().map_or(Ok(()), Err)
     }
 
-    /// Whether there is no room for more writes. What `changed` is written for when there is room again.
+    /// Whether there is no room for more writes. `changed` is written when there is room again.
     pub(super) fn is_behind(&self) -> bool {
         let state = self.shared.lock();
         state.failure.is_none() && state.waiting >= MAX_WAITING
@@ -201,6 +201,19 @@ struct Batch {
 }
 
 impl Batch {
+    /// These writes, and those of the epochs that wait right behind them. Also what comes next, if it was taken from the queue.
+    fn take(writes: Vec<DiskWrite>, queue: &Receiver<Task>) -> (Self, Option<Task>) {
+        let mut batch = Self::default();
+        batch.add(writes);
+        while batch.cost < MAX_BATCH {
+            match queue.try_recv() {
+                Ok(Task::Epoch(writes)) => batch.add(writes),
+                other => return (batch, other.ok()),
+            }
+        }
+        (batch, None)
+    }
+
     fn add(&mut self, writes: Vec<DiskWrite>) {
         self.cost += writes.iter().map(cost_of).sum::<usize>();
         self.epochs.push(writes);
@@ -215,22 +228,7 @@ impl Worker {
     fn run(mut self, queue: &Receiver<Task>) {
         let mut next = None;
         while let Some(task) = next.take().or_else(|| self.wait(queue)) {
-            let result = match task {
-                Task::Epoch(writes) => {
-                    let mut batch = Batch::default();
-                    batch.add(writes);
-                    while batch.cost < MAX_BATCH && next.is_none() {
-                        match queue.try_recv() {
-                            Ok(Task::Epoch(writes)) => batch.add(writes),
-                            Ok(task) => next = Some(task),
-                            Err(_) => break,
-                        }
-                    }
-                    self.apply(batch)
-                }
-                task => self.work(task),
-            };
-            if let Err(error) = result {
+            if let Err(error) = self.work(task, queue, &mut next) {
                 self.fail(&error);
             }
         }
@@ -272,9 +270,16 @@ impl Worker {
         let _ = self.changed.write(1);
     }
 
-    /// Does a task when all before it is done.
-    fn work(&mut self, task: Task) -> io::Result<()> {
-        self.write_journaled()?;
+    /// Does a task when all before it is done, but that epochs may be in the journal only when the next ones come.
+    fn work(
+        &mut self,
+        task: Task,
+        queue: &Receiver<Task>,
+        next: &mut Option<Task>,
+    ) -> io::Result<()> {
+        if !matches!(task, Task::Epoch(_)) {
+            self.write_journaled()?;
+        }
         if self.has_failed() {
             return Ok(());
         }
@@ -300,8 +305,8 @@ impl Worker {
                 Ok(())
             }
             Task::Epoch(writes) => {
-                let mut batch = Batch::default();
-                batch.add(writes);
+                let batch;
+                (batch, *next) = Batch::take(writes, queue);
                 self.apply(batch)
             }
             Task::Finish => {
@@ -397,7 +402,7 @@ impl Worker {
 
     /// Repeats epochs: first all of them in the journal, then on the disks, which is left to be done while the next ones go to the journal.
     fn apply(&mut self, batch: Batch) -> io::Result<()> {
-        if batch.is_empty() || self.has_failed() {
+        if batch.is_empty() {
             self.free(batch.cost);
             return Ok(());
         }
