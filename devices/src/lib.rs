@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod console;
+mod dirty_marks;
 pub mod gate;
 pub mod inbound;
 pub mod legacy;
@@ -12,8 +13,10 @@ pub mod power;
 pub mod serial;
 pub mod virtio;
 
+pub use dirty_marks::DirtyMarks;
+
 /// Guest memory of one VM. Every write the devices make goes through its bitmap (I6).
-pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyMarks>;
 
 /// Locks a mutex also after another thread panicked while holding it: the panic is
 /// reported where it happened, and a second one here would only hide it.

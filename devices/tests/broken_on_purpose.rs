@@ -15,7 +15,7 @@ use evertwin_devices::virtio::block::{Block, BlockSet, CopyBase, DiskSerial, Poi
 use evertwin_devices::virtio::net::Net;
 use evertwin_devices::virtio::{Device, VirtioMmio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -108,7 +108,7 @@ fn used_ring_is_dirty() -> bool {
     let mut card = Card::new().with_frame();
     card.notify();
     assert!(card.sent());
-    let mapping: &MmapRegion<AtomicBitmap> = card.mem.iter().next().unwrap();
+    let mapping: &MmapRegion<evertwin_devices::DirtyMarks> = card.mem.iter().next().unwrap();
     mapping.bitmap().dirty_at(USED as usize)
 }
 

@@ -199,6 +199,22 @@ pub struct ReplicationConfig {
     pub scrub_rate: u64,
     /// The Unix socket by which operators reach this twin.
     pub control: PathBuf,
+    /// What is done to make epochs cheap.
+    pub fast_path: FastPath,
+}
+
+/// What is done to make epochs cheap. Nothing of it changes what is replicated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FastPath {
+    /// Most dirty pages are copied before the guest is paused, and only those that it wrote to meanwhile in the pause.
+    pub copy_ahead: bool,
+}
+
+impl Default for FastPath {
+    fn default() -> Self {
+        Self { copy_ahead: true }
+    }
 }
 
 /// Which arbiter decides who may speak for the guest (I2).

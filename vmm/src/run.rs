@@ -270,7 +270,8 @@ fn protected(
             );
             Twin::of_disks(machine)?
         }
-    };
+    }
+    .with_fast_path(&replication.fast_path);
     Ok(
         match evertwin_replicator::run(config, &mut twin, arbiter)? {
             Ended::GuestExited => outcome(twin.machine())?,

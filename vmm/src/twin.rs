@@ -1,29 +1,29 @@
 //! The machine as the replicator sees it: epochs out, epochs in.
 
 mod applier;
+mod dirty_pages;
 mod disks;
 mod disks_only;
 mod growth;
 mod scrub;
 
-use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use evertwin_devices::GuestMemory;
 use evertwin_devices::inbound::InboundFrame as DeviceFrame;
 use evertwin_devices::virtio::{DiskData as DeviceData, DiskWrite as DeviceWrite};
 use evertwin_replicator::machine::{
     Capture, CopyBase, CpuLeaf, DiskCopy, DiskData, DiskPlan, DiskPosition, DiskWrite, HeldDisk,
     Identity, InboundFrame, Machine as Replicated, MachineError, MemoryRegion, NewBase,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::checkpoint::{self, VmState};
-use crate::kvm::{DirtyLog, cpuid_of_first_vcpu};
+use crate::config::FastPath;
+use crate::kvm::cpuid_of_first_vcpu;
 use crate::machine::{Error, Machine, PausePhases, Stopwatch, lock};
 use crate::memory::{self, PAGE_SIZE};
-use crate::page_set::PageSet;
+use dirty_pages::{DirtyPages, copy_pages};
 use disks::Disks;
 use disks_only::DisksOnly;
 use growth::Growth;
@@ -33,9 +33,7 @@ use scrub::Scrub;
 #[derive(Debug)]
 pub struct Twin {
     machine: Machine,
-    dirty_log: DirtyLog,
-    /// Pages harvested from all sources, and those of failed epochs (I5).
-    dirty: PageSet,
+    dirty: DirtyPages,
     /// Standby: the state that promotion restores.
     standing: Option<VmState>,
     disks: Disks,
@@ -56,8 +54,7 @@ impl Twin {
     pub fn new(machine: Machine) -> Result<Self, Error> {
         machine.gate().hold();
         Ok(Self {
-            dirty_log: DirtyLog::new(machine.vm())?,
-            dirty: PageSet::new(&memory::region_list(machine.memory())),
+            dirty: DirtyPages::new(&machine)?,
             standing: None,
             disks: Disks::new(&machine).map_err(|error| Error::Device(error.to_string()))?,
             scrub: Scrub::default(),
@@ -79,9 +76,16 @@ impl Twin {
         Ok(twin)
     }
 
+    /// The same with these switches, before it replicates anything.
+    #[must_use]
+    pub fn with_fast_path(mut self, switches: &FastPath) -> Self {
+        self.dirty.set_copy_ahead(switches.copy_ahead);
+        self
+    }
+
     fn set_disks_only(&mut self, on: bool) -> Result<(), Error> {
         self.disks_only = match on {
-            true => Some(DisksOnly::new(&self.machine, self.dirty_log.signal()?)?),
+            true => Some(DisksOnly::new(&self.machine, self.dirty.signal()?)?),
             false => None,
         };
         Ok(())
@@ -97,10 +101,27 @@ impl Twin {
         self.last_pause
     }
 
-    /// The part of an epoch's end during which the guest stands still. Everything that can
-    /// fail comes before the harvest is handed out, so a failure loses no page (I5).
+    /// Ends an epoch: most pages are copied before the guest stands still. A failure loses none (I5).
     ///
     /// With `stay` the guest does not go on, and the machine holds the epoch like a standby.
+    fn end_epoch(&mut self, epoch: u64, into: &mut Capture, stay: bool) -> Result<(), Error> {
+        let mut phases = PausePhases::default();
+        let mut watch = Stopwatch::start();
+        self.dirty.copy_ahead(&self.machine, into)?;
+        phases.ahead = watch.lap();
+        phases.pages_ahead = into.pages.len();
+        let captured = self.capture_paused(epoch, into, &mut phases, stay);
+        if captured.is_err() {
+            self.dirty.give_back(into);
+        }
+        captured?;
+        self.last_pause = phases;
+        log_epoch(epoch, into, &phases);
+        Ok(())
+    }
+
+    /// The part of an epoch's end during which the guest stands still. Everything that can
+    /// fail comes before the harvest is handed out.
     fn capture_paused(
         &mut self,
         epoch: u64,
@@ -113,12 +134,9 @@ impl Twin {
         let state = self.machine.save(&mut paused)?;
         checkpoint::encode(&state, &mut into.state)?;
         phases.capture = watch.lap();
-        harvest(&self.machine, &mut self.dirty_log, &mut self.dirty)?;
-        self.dirty.drain_into(&mut into.pages);
+        self.dirty.harvest(&self.machine)?;
         phases.harvest = watch.lap();
-        // Resized without clearing first: that would zero the whole buffer every time.
-        into.bytes.resize(into.pages.len() * PAGE_SIZE as usize, 0);
-        copy_pages(self.machine.memory(), &into.pages, &mut into.bytes);
+        self.dirty.copy_rest(&self.machine, into);
         phases.copy = watch.lap();
         into.disk_writes.clear();
         for device in &mut paused.devices {
@@ -150,37 +168,28 @@ impl Twin {
         if on || !self.forwarding {
             self.machine.inbound().record(on);
         }
-        // All memory is sent after this (or none is): what was dirty no longer matters.
-        for region in self.machine.memory().iter() {
-            region.deref().bitmap().reset();
-        }
-        self.dirty.drain_into(&mut Vec::new());
+        self.dirty.clear(&self.machine);
     }
 }
 
-/// Adds everything written since the last harvest: KVM's log, and what the devices wrote
-/// (I6).
-fn harvest(machine: &Machine, log: &mut DirtyLog, dirty: &mut PageSet) -> Result<(), Error> {
-    // Breaks I5 on purpose: the log is read and forgotten.
-    fail::fail_point!("harvest::drop", |_| Ok(log.read(machine.vm(), |_, _| {})?));
-    log.read(machine.vm(), |first, bitmap| dirty.merge(first, bitmap))?;
-    fail::fail_point!("harvest::skip_vmm_writes", |_| Ok(()));
-    for region in machine.memory().iter() {
-        let first = region.start_addr().0 / PAGE_SIZE;
-        dirty.merge(first, &region.deref().bitmap().get_and_reset());
-    }
-    Ok(())
-}
-
-/// Copies `pages` into `bytes`, which has room for exactly them.
-fn copy_pages(memory: &GuestMemory, pages: &[u64], bytes: &mut [u8]) {
-    for (page, bytes) in pages.iter().zip(bytes.chunks_exact_mut(PAGE_SIZE as usize)) {
-        let address = GuestAddress(page * PAGE_SIZE);
-        if let Err(error) = memory.read_slice(bytes, address) {
-            // Page numbers come from this RAM's own bitmaps or layout.
-            tracing::error!(page, %error, "a page outside RAM was to be read");
-        }
-    }
+fn log_epoch(epoch: u64, capture: &Capture, phases: &PausePhases) {
+    let us = |time: Duration| time.as_secs_f64() * 1e6;
+    tracing::debug!(
+        target: "evertwin::epoch",
+        epoch,
+        pages = capture.pages.len(),
+        pages_ahead = phases.pages_ahead,
+        state_bytes = capture.state.len(),
+        ahead_us = us(phases.ahead),
+        kick_us = us(phases.kick),
+        quiesce_us = us(phases.quiesce),
+        harvest_us = us(phases.harvest),
+        capture_us = us(phases.capture),
+        copy_us = us(phases.copy),
+        resume_us = us(phases.resume),
+        pause_us = us(phases.total()),
+        "epoch captured"
+    );
 }
 
 fn from_device(write: DeviceWrite) -> DiskWrite {
@@ -296,7 +305,7 @@ impl Replicated for Twin {
 
     fn start_tracking(&mut self) {
         match &self.disks_only {
-            None => self.dirty_log.start(),
+            None => self.dirty.start(),
             Some(only) => only.record(&self.machine, true),
         }
     }
@@ -305,20 +314,20 @@ impl Replicated for Twin {
         if self.disks_only.is_some() {
             return Ok(());
         }
-        self.dirty_log.started(self.machine.vm()).map_err(failed)?;
+        self.dirty.started(&self.machine).map_err(failed)?;
         self.track(true);
         Ok(())
     }
 
     fn tracking_switched(&self) -> RawFd {
-        self.dirty_log.switched()
+        self.dirty.switched()
     }
 
     fn stop_tracking(&mut self) {
         if let Some(only) = &self.disks_only {
             return only.record(&self.machine, false);
         }
-        self.dirty_log.stop();
+        self.dirty.stop();
         self.track(false);
     }
 
@@ -327,9 +336,7 @@ impl Replicated for Twin {
             pages.clear();
             return Ok(());
         }
-        harvest(&self.machine, &mut self.dirty_log, &mut self.dirty).map_err(failed)?;
-        self.dirty.drain_into(pages);
-        Ok(())
+        self.dirty.take(&self.machine, pages).map_err(failed)
     }
 
     fn read_disks(
@@ -372,26 +379,7 @@ impl Replicated for Twin {
             DisksOnly::capture(&self.machine, &mut self.disks, epoch, into);
             return Ok(());
         }
-        let mut phases = PausePhases::default();
-        self.capture_paused(epoch, into, &mut phases, false)
-            .map_err(failed)?;
-        self.last_pause = phases;
-        let us = |time: Duration| time.as_secs_f64() * 1e6;
-        tracing::debug!(
-            target: "evertwin::epoch",
-            epoch,
-            pages = into.pages.len(),
-            state_bytes = into.state.len(),
-            kick_us = us(phases.kick),
-            quiesce_us = us(phases.quiesce),
-            harvest_us = us(phases.harvest),
-            capture_us = us(phases.capture),
-            copy_us = us(phases.copy),
-            resume_us = us(phases.resume),
-            pause_us = us(phases.total()),
-            "epoch captured"
-        );
-        Ok(())
+        self.end_epoch(epoch, into, false).map_err(failed)
     }
 
     fn capture_last(&mut self, epoch: u64, into: &mut Capture) -> Result<(), MachineError> {
@@ -400,11 +388,7 @@ impl Replicated for Twin {
                 "a guest whose memory is not replicated can't be handed over",
             ));
         }
-        let mut phases = PausePhases::default();
-        self.capture_paused(epoch, into, &mut phases, true)
-            .map_err(failed)?;
-        self.last_pause = phases;
-        Ok(())
+        self.end_epoch(epoch, into, true).map_err(failed)
     }
 
     fn stop_forwarding(&mut self) {
@@ -441,9 +425,7 @@ impl Replicated for Twin {
     }
 
     fn redirty(&mut self, pages: &[u64]) {
-        for page in pages {
-            self.dirty.insert(*page);
-        }
+        self.dirty.insert(pages);
     }
 
     fn fence(&mut self) {

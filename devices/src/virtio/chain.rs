@@ -128,12 +128,11 @@ fn write_guest(mem: &GuestMemory, data: &[u8], addr: GuestAddress) -> bool {
 /// Takes the marks of a range off the dirty bitmap: breaks I6 for a test.
 #[cfg(feature = "failpoints")]
 pub(super) fn forget_dirty(mem: &GuestMemory, addr: GuestAddress, len: usize) {
-    use vm_memory::bitmap::AtomicBitmap;
     use vm_memory::{GuestMemoryBackend, MmapRegion};
     if let Some((region, offset)) = mem.to_region_addr(addr) {
-        let mapping: &MmapRegion<AtomicBitmap> = region;
+        let mapping: &MmapRegion<crate::DirtyMarks> = region;
         let start = offset.raw_value() as usize;
-        mapping.bitmap().reset_addr_range(start, len);
+        mapping.bitmap().reset_range(start, len);
     }
 }
 

@@ -143,7 +143,7 @@ impl Backend for Rng {
 mod tests {
     use std::sync::Arc;
 
-    use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    use vm_memory::bitmap::Bitmap;
     use vm_memory::{GuestMemoryBackend, MmapRegion};
 
     use super::super::Device;
@@ -196,7 +196,7 @@ mod tests {
         let mut driver = driver(TRANSPORT);
         driver.offer(QUEUE, &[writable(DATA + 4000, 200)]);
         let mem = Arc::clone(&driver.mem);
-        let mapping: &MmapRegion<AtomicBitmap> = mem.iter().next().unwrap();
+        let mapping: &MmapRegion<crate::DirtyMarks> = mem.iter().next().unwrap();
         mapping.bitmap().reset();
         driver.kick(QUEUE);
         driver.wait(QUEUE, 1);

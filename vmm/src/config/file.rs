@@ -18,7 +18,7 @@ use super::parse::{
     parse_size,
 };
 use super::{
-    AfterEnd, ArbiterConfig, CacheMode, ConfigError, DiskConfig, NetConfig, Protection,
+    AfterEnd, ArbiterConfig, CacheMode, ConfigError, DiskConfig, FastPath, NetConfig, Protection,
     ReplicationConfig, VmConfig,
 };
 
@@ -102,6 +102,8 @@ struct ReplicationEntry {
     resync_rate: Option<String>,
     scrub_every: Option<String>,
     scrub_rate: Option<String>,
+    #[serde(default)]
+    fast_path: FastPath,
 }
 
 #[derive(Deserialize)]
@@ -343,6 +345,7 @@ fn replication(
             Some(path) => place(path),
             None => default_socket(&file.name, node),
         },
+        fast_path: entry.map_or_else(FastPath::default, |entry| entry.fast_path),
     };
     if config.timeout < config.heartbeat * 2 {
         return Err(ConfigError::Value(format!(

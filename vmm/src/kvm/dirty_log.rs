@@ -21,6 +21,10 @@ use crate::memory::PAGE_SIZE;
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xC0, kvm_clear_dirty_log);
 
+/// Words of a bitmap that are looked at and re-armed together: 128 MiB of guest memory. Who writes to little of a large
+/// memory has to pay for that only.
+const PART: usize = 512;
+
 /// The log of one VM: a bitmap per memory slot, in the order of the slots.
 #[derive(Debug)]
 pub struct DirtyLog {
@@ -104,12 +108,26 @@ impl DirtyLog {
         self.read(vm, |_, _| {})
     }
 
-    /// Reads and re-arms the log, giving each slot's first page number and its bitmap
-    /// of pages written since the last read.
+    /// Reads and re-arms the log, giving bitmaps of pages written since the last read, each with the number of its first
+    /// page. Parts of the memory without any are left out.
     ///
     /// # Errors
     /// The KVM call that failed; pages of slots already read have been given out.
-    pub fn read(&mut self, vm: &Vm, mut found: impl FnMut(u64, &[u64])) -> Result<(), KvmError> {
+    pub fn read(&mut self, vm: &Vm, found: impl FnMut(u64, &[u64])) -> Result<(), KvmError> {
+        self.read_but(vm, |_, _| {}, found)
+    }
+
+    /// The same, but that pages whose bits `but` removes from the bitmap stay in the log, and writable, where the host's
+    /// KVM can do that.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn read_but(
+        &mut self,
+        vm: &Vm,
+        but: impl Fn(u64, &mut [u64]),
+        mut found: impl FnMut(u64, &[u64]),
+    ) -> Result<(), KvmError> {
         for (number, slot) in (0u32..).zip(&mut self.slots) {
             let pointer = slot.bitmap.as_mut_ptr().cast();
             let get = kvm_dirty_log {
@@ -124,23 +142,33 @@ impl DirtyLog {
             check("KVM_GET_DIRTY_LOG", unsafe {
                 ioctl_with_ref(&vm.fd, KVM_GET_DIRTY_LOG(), &get)
             })?;
-            // Re-arm before anyone copies a page: a write after this is logged again (I5).
-            if self.manual && slot.bitmap.iter().any(|word| *word != 0) {
-                let clear = kvm_clear_dirty_log {
-                    slot: number,
-                    num_pages: u32::try_from(slot.pages).unwrap_or(!63),
-                    first_page: 0,
-                    __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
-                        dirty_bitmap: pointer,
-                    },
-                };
-                // SAFETY: as above; KVM only reads the bitmap.
-                #[allow(unsafe_code)]
-                check("KVM_CLEAR_DIRTY_LOG", unsafe {
-                    ioctl_with_ref(&vm.fd, KVM_CLEAR_DIRTY_LOG(), &clear)
-                })?;
+            if self.manual {
+                but(slot.first_page, &mut slot.bitmap);
             }
-            found(slot.first_page, &slot.bitmap);
+            for (part, words) in (0u64..).zip(slot.bitmap.chunks_mut(PART)) {
+                if words.iter().fold(0, |all, word| all | *word) == 0 {
+                    continue;
+                }
+                let first_page = part * PART as u64 * 64;
+                // Re-arm before anyone copies a page: a write after this is logged again (I5).
+                if self.manual {
+                    let pages = (slot.pages - first_page).min(PART as u64 * 64);
+                    let clear = kvm_clear_dirty_log {
+                        slot: number,
+                        num_pages: pages as u32,
+                        first_page,
+                        __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+                            dirty_bitmap: words.as_mut_ptr().cast(),
+                        },
+                    };
+                    // SAFETY: these words hold one bit for each of the pages; KVM only reads them.
+                    #[allow(unsafe_code)]
+                    check("KVM_CLEAR_DIRTY_LOG", unsafe {
+                        ioctl_with_ref(&vm.fd, KVM_CLEAR_DIRTY_LOG(), &clear)
+                    })?;
+                }
+                found(slot.first_page + first_page, words);
+            }
         }
         Ok(())
     }

@@ -45,14 +45,14 @@ pub fn host() -> u64 {
 pub(super) fn offset(fd: &VcpuFd) -> Result<Option<u64>, KvmError> {
     let mut offset = 0u64;
     let attribute = attribute(&raw mut offset as u64);
-    // SAFETY: KVM writes one u64 at `addr`, and `offset` outlives the calls.
+    // SAFETY: KVM writes one u64 at `addr`, and `offset` outlives the call.
     #[allow(unsafe_code)]
-    let result = unsafe {
-        if ioctl_with_ref(fd, KVM_HAS_DEVICE_ATTR(), &attribute) != 0 {
-            return Ok(None);
-        }
-        ioctl_with_ref(fd, KVM_GET_DEVICE_ATTR(), &attribute)
-    };
+    let result = unsafe { ioctl_with_ref(fd, KVM_GET_DEVICE_ATTR(), &attribute) };
+    // A KVM that knows the call has not this attribute, or it does not know the call either.
+    let errno = std::io::Error::last_os_error().raw_os_error();
+    if result != 0 && matches!(errno, Some(libc::ENXIO | libc::EINVAL)) {
+        return Ok(None);
+    }
     done(result, "KVM_GET_DEVICE_ATTR(TSC offset)")?;
     Ok(Some(offset))
 }

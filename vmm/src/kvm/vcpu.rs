@@ -90,6 +90,7 @@ impl Vcpu {
             commands: receiver,
             msrs: Arc::clone(&msrs),
             turns: Turns::new(Instant::now()),
+            unfinished: false,
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
@@ -286,6 +287,8 @@ struct Runner {
     commands: Receiver<Command>,
     msrs: Arc<[u32]>,
     turns: Turns,
+    /// The guest left for something that KVM finishes at the next entry only.
+    unfinished: bool,
 }
 
 /// What one entry into the guest came to.
@@ -367,20 +370,24 @@ impl Runner {
     /// KVM applies the answer to an MMIO or PIO exit only on the next entry: enter with
     /// `immediate_exit` set until nothing is left to answer (KVM API, 5, `KVM_EXIT_MMIO`).
     fn finish_pending_io(&mut self) -> Step {
-        loop {
+        while self.unfinished {
             self.fd.set_kvm_immediate_exit(1);
             match self.step() {
                 Step::Handled => {}
                 other => return other,
             }
         }
+        Step::Interrupted
     }
 
     fn step(&mut self) -> Step {
+        self.unfinished = true;
         match self.fd.run() {
             Ok(exit) => Self::handle(&self.buses, exit),
+            // KVM finishes what there is before it looks for a reason not to enter the guest.
             Err(e) if e.errno() == libc::EINTR => {
                 self.fd.set_kvm_immediate_exit(0);
+                self.unfinished = false;
                 Step::Interrupted
             }
             Err(e) if e.errno() == libc::EAGAIN => Step::Handled,

@@ -10,9 +10,13 @@ use evertwin_devices::virtio::Device;
 use super::Machine;
 use crate::kvm::{KvmError, VcpuState};
 
-/// How long each phase of a pause took.
+/// How long each phase of an epoch's end took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PausePhases {
+    /// Copying pages before the pause: the guest runs meanwhile.
+    pub ahead: Duration,
+    /// How many pages that were, each counted once.
+    pub pages_ahead: usize,
     /// Until all vCPUs had left guest mode, finished their I/O and read out their state.
     pub kick: Duration,
     /// Until all devices stood at a request boundary.
@@ -28,7 +32,7 @@ pub struct PausePhases {
 }
 
 impl PausePhases {
-    /// The whole pause.
+    /// The whole pause: all but what comes ahead of it.
     pub fn total(&self) -> Duration {
         self.kick + self.quiesce + self.harvest + self.capture + self.copy + self.resume
     }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, MmapRegion};
 
 use super::super::Device;
@@ -301,7 +301,7 @@ fn everything_the_device_writes_is_dirty() {
     let mut disk = Disk::new(ALL, false);
     let status = disk.offer(0, 0, &[writable(DATA + 4000, 1024)]);
     let mem = Arc::clone(&disk.driver.mem);
-    let mapping: &MmapRegion<AtomicBitmap> = mem.iter().next().unwrap();
+    let mapping: &MmapRegion<crate::DirtyMarks> = mem.iter().next().unwrap();
     mapping.bitmap().reset();
     disk.driver.kick(QUEUE);
     disk.driver.wait(QUEUE, 1);

@@ -193,11 +193,11 @@ fn a_guest_without_a_driver_hears_nothing() {
 
 #[test]
 fn what_it_writes_is_dirty() {
-    use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    use vm_memory::bitmap::Bitmap;
     use vm_memory::{GuestMemoryBackend, MmapRegion};
     let mut guest = Guest::new();
     let mem = Arc::clone(&guest.driver.mem);
-    let mapping: &MmapRegion<AtomicBitmap> = mem.iter().next().unwrap();
+    let mapping: &MmapRegion<crate::DirtyMarks> = mem.iter().next().unwrap();
     mapping.bitmap().reset();
     let _program = guest.program("CONNECT 5000\n");
     guest.driver.turn();
