@@ -42,6 +42,8 @@ pub struct Config {
     /// Bytes per second that the copy of disks and memory may send; what changes meanwhile comes on top. None: as many as the
     /// link takes.
     pub resync_rate: Option<u64>,
+    /// A standby looks for the next epoch for half a millisecond before it sleeps.
+    pub poll: bool,
     /// Time from the end of one comparison of both twins' disks to the next one. None: only the operator asks for them.
     pub scrub_every: Option<Duration>,
     /// Bytes per second of a disk that are compared at most. At least 1 MiB.

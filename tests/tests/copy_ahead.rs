@@ -96,7 +96,10 @@ fn epochs_carry_what_the_guest_wrote_while_it_was_copied() {
 
 #[test]
 fn no_page_is_copied_ahead_where_that_is_turned_off() {
-    let (ahead, pages) = capture_and_compare(FastPath { copy_ahead: false });
+    let (ahead, pages) = capture_and_compare(FastPath {
+        copy_ahead: false,
+        ..FastPath::default()
+    });
     assert_eq!(ahead, 0);
     assert!(pages > 1000, "the guest wrote to {pages} pages only");
 }

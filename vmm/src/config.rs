@@ -209,11 +209,17 @@ pub struct ReplicationConfig {
 pub struct FastPath {
     /// Most dirty pages are copied before the guest is paused, and only those that it wrote to meanwhile in the pause.
     pub copy_ahead: bool,
+    /// A standby looks for the next epoch for half a millisecond before it sleeps: a processor that sleeps takes its
+    /// time to wake up.
+    pub poll: bool,
 }
 
 impl Default for FastPath {
     fn default() -> Self {
-        Self { copy_ahead: true }
+        Self {
+            copy_ahead: true,
+            poll: true,
+        }
     }
 }
 

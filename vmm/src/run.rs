@@ -247,6 +247,7 @@ fn protected(
         timeout: replication.timeout,
         reconnect: replication.reconnect,
         resync_rate: replication.resync_rate,
+        poll: replication.fast_path.poll,
         scrub_every: replication.scrub_every,
         scrub_rate: replication.scrub_rate,
         disk_failure,

@@ -1,7 +1,7 @@
 //! Doing what the core says.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evertwin_protocol::{Action, Answer, Envelope, Input, Message};
 use tracing::{error, info, warn};
@@ -376,6 +376,7 @@ impl Driver<'_> {
         self.machine.apply(state, disk_writes)?;
         self.kept.committed(epoch);
         self.last_epoch = epoch;
+        self.applied = Some(Instant::now());
         crash_point("epoch::applied");
         Ok(())
     }

@@ -248,6 +248,7 @@ impl Pair {
             timeout: self.timeout,
             reconnect: self.reconnect,
             resync_rate: None,
+            poll: true,
             scrub_every: self.scrub_every,
             scrub_rate: 1 << 30,
             disk_failure: None,

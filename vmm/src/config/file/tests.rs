@@ -55,6 +55,24 @@ fn a_link_may_have_several_paths() {
 }
 
 #[test]
+fn the_fast_path_has_switches() {
+    let with = |switches: &str| {
+        let switches = format!("epoch = \"5ms\"\nfast_path = {{ {switches} }}");
+        parse(&GOOD.replace("epoch = \"5ms\"", &switches), Some("a"))
+    };
+    let copies_ahead = |switches| with(switches).unwrap().1.unwrap().fast_path.copy_ahead;
+    assert!(copies_ahead(""));
+    assert!(!copies_ahead("copy_ahead = false"));
+    for (bad, word) in [
+        ("copy_ahead = 1", "boolean"),
+        ("copyahead = true", "copyahead"),
+    ] {
+        let error = with(bad).unwrap_err();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
 fn a_copy_has_a_rate_that_ends() {
     let with = |rate: &str| {
         let rate = format!("epoch = \"5ms\"\nresync_rate = \"{rate}\"");
