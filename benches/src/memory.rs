@@ -57,6 +57,11 @@ pub fn run() -> Row {
         .part("primary, loaded", &loaded[0])
         .part("standby, loaded", &loaded[1])
         .detail(format!(
+            "the binary has {:.2} MB, of which {:.0} are allowed",
+            size / 1e6,
+            BINARY / 1e6
+        ))
+        .detail(format!(
             "loaded: after {} s of a client's writes",
             LOAD.as_secs()
         ))

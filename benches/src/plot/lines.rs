@@ -26,7 +26,7 @@ impl Lines {
             svg.text((LEFT - 6.0, at + 4.0), Anchor::End, &short(tick));
         }
         svg.text((right, bottom + 31.0), Anchor::End, &self.x.label);
-        svg.text((8.0, TOP - 4.0), Anchor::Start, &self.y.label);
+        svg.text((8.0, TOP - 8.0), Anchor::Start, &self.y.label);
         for (number, (name, points)) in self.series.iter().enumerate() {
             let places = points.iter().map(|(px, py)| (x.place(*px), y.place(*py)));
             let places: Vec<_> = places.collect();

@@ -8,8 +8,8 @@ pub(super) const WIDTH: f64 = 720.0;
 pub(super) const LEFT: f64 = 70.0;
 /// Room at the right.
 pub(super) const RIGHT: f64 = 20.0;
-/// Room at the top for the title.
-pub(super) const TOP: f64 = 34.0;
+/// Room at the top for the title and the name of the vertical axis.
+pub(super) const TOP: f64 = 46.0;
 
 const COLOURS: [&str; 8] = [
     "#3b6ea5", "#d1773c", "#4c9a6a", "#a64d79", "#8a7f3c", "#5b5ba8", "#b94a48", "#5f9ea0",

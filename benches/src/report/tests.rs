@@ -64,6 +64,6 @@ fn a_demand_says_what_it_wants() {
     let row = against(2, 1).p50_within(Duration::from_millis(1));
     let row = row.times_floor_at_least(0.5);
     let targets: Vec<_> = row.demands.iter().map(Demand::target).collect();
-    assert_eq!(targets, ["p50 <= 1.00 ms", "p50 / floor >= 0.50x"]);
+    assert_eq!(targets, ["p50 <= 1.00 ms", "p50 / floor >= 0.500x"]);
     assert_eq!(row.demands[0].verdict(), "NOT reached");
 }

@@ -30,7 +30,7 @@ impl Unit {
             Self::PerSecond => format!("{figure:.0}/s"),
             Self::Percent => format!("{figure:.2} %"),
             Self::Count => format!("{figure:.0}"),
-            Self::Ratio => format!("{figure:.2}x"),
+            Self::Ratio => show_ratio(figure),
         }
     }
 }
@@ -42,6 +42,15 @@ fn show_us(us: f64) -> String {
         format!("{:.2} ms", us / 1e3)
     } else {
         format!("{us:.1} us")
+    }
+}
+
+/// Close to one, where most limits are, the third digit decides.
+fn show_ratio(ratio: f64) -> String {
+    match ratio {
+        _ if ratio < 2.0 => format!("{ratio:.3}x"),
+        _ if ratio < 100.0 => format!("{ratio:.2}x"),
+        _ => format!("{ratio:.0}x"),
     }
 }
 
@@ -65,6 +74,7 @@ mod tests {
         assert_eq!(shown(Unit::Microseconds, 2.5e6), "2.50 s");
         assert_eq!(shown(Unit::Bytes, 2048.0), "2.0 KiB");
         assert_eq!(shown(Unit::Bytes, 3.0 * 1024.0 * 1024.0), "3.00 MiB");
-        assert_eq!(shown(Unit::Ratio, 0.987), "0.99x");
+        assert_eq!(shown(Unit::Ratio, 0.9791), "0.979x");
+        assert_eq!(shown(Unit::Ratio, 2.5), "2.50x");
     }
 }
