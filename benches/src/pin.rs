@@ -5,6 +5,7 @@
 //! guest than one with it.
 
 use std::fs;
+use std::sync::OnceLock;
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -79,15 +80,14 @@ pub fn describe() -> String {
     )
 }
 
-/// Those of the process as it was started: only its first thread is ever pinned.
 fn allowed() -> CpuSet {
     sched_getaffinity(None).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn processors(side: Side) -> CpuSet {
-    // Init's are the host's; this thread may be on one side already.
-    let all = sched_getaffinity(Pid::from_raw(1)).unwrap_or_else(|_| allowed());
-    divide(&all, side)
+    // Before anything was pinned: a thread that is on one side asks for the other one later.
+    static ALL: OnceLock<CpuSet> = OnceLock::new();
+    divide(ALL.get_or_init(allowed), side)
 }
 
 /// The first half, or the rest; one processor is both.
