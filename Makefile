@@ -38,7 +38,7 @@ demo-lab: build lab-build
 	@echo "demo: /dev/kvm of an emulated host is used: it takes minutes, and its times mean nothing"
 	@$(LAB) --in-host -- /tmp/evertwin demo --slow 10
 
-bench: build lab-build ## the figures: pause, delay, blackout, link, disk, resync, boot, memory
+bench: build lab-build ## the figures, their floors and aims: pause, delay, throughput, blackout, link, disk, resync, boot, memory; report in target/bench
 	$(CARGO) run --release --locked --package evertwin-benches
 
 guest-debian: ## a Debian guest (kernel, initrd, root image) from Debian's packages, in target/guest-debian (root)

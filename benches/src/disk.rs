@@ -14,7 +14,7 @@ use evertwin_tests::stage::Stage;
 use tempfile::TempDir;
 
 use crate::link::tls_speed;
-use crate::report::{Row, Samples, Target};
+use crate::report::{Row, Samples};
 
 const ROUNDS: usize = 2;
 /// Of the disk, which is full of data when the guest starts.
@@ -108,7 +108,7 @@ fn measure(work: &Work) -> Row {
     }
     let rate = |samples: &Samples| match samples.count() {
         0 => 0.0,
-        _ => 1e6 / samples.us(50.0),
+        _ => 1e6 / samples.p50(),
     };
     let megabytes = |samples: &Samples| rate(samples) * work.request as f64 / 1e6;
     let mut detail = vec![
@@ -136,13 +136,10 @@ fn measure(work: &Work) -> Row {
             "the link was lost in {lost} of {ROUNDS} runs, which do not count"
         ));
     }
-    Row::new(
-        work.name,
-        &with,
-        ("the same without protection", &without),
-        Target::Speed(SPEED),
-        detail,
-    )
+    let row = Row::new(work.name, &with)
+        .floor("the same without protection", &without)
+        .speed_at_least(SPEED);
+    detail.into_iter().fold(row, Row::detail)
 }
 
 fn alone(work: &Work) -> Vec<Duration> {

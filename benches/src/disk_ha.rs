@@ -8,7 +8,7 @@ use evertwin_tests::lab::TestLab;
 use evertwin_tests::stage::Stage;
 
 use crate::disk::{fill, times_per_request};
-use crate::report::{Row, Samples, Target};
+use crate::report::{Row, Samples};
 
 const ROUNDS: usize = 2;
 /// Of the disk, which is full of data when the guest starts.
@@ -27,19 +27,16 @@ pub fn write() -> Row {
         alone().into_iter().for_each(|time| without.add(time));
         mirrored().into_iter().for_each(|time| with.add(time));
     }
-    let detail = vec![format!(
+    let detail = format!(
         "{:.0} us against {:.0} us for a write whose answer is waited for; images of {} MiB, full, in the page cache",
-        with.us(50.0),
-        without.us(50.0),
+        with.p50(),
+        without.p50(),
         BYTES >> 20
-    )];
-    Row::new(
-        "4 KiB random write, one at a time, level ha",
-        &with,
-        ("the same without protection", &without),
-        Target::Within(WRITE),
-        detail,
-    )
+    );
+    Row::new("4 KiB random write, one at a time, level ha", &with)
+        .floor("the same without protection", &without)
+        .p50_within(WRITE)
+        .detail(detail)
 }
 
 fn alone() -> Vec<Duration> {

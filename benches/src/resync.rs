@@ -14,7 +14,7 @@ use evertwin_tests::stage::Stage;
 
 use crate::disk::fill;
 use crate::link::raw;
-use crate::report::{Row, Samples, Target, show};
+use crate::report::{Row, Samples};
 
 /// Of the disk, which is full of data.
 const BYTES: u64 = 1 << 30;
@@ -47,7 +47,7 @@ pub fn full() -> Row {
         copies.add(back.time);
         stop_standby(&mut stage);
     }
-    let rate = |samples: &Samples| BYTES as f64 / samples.us(50.0);
+    let rate = |samples: &Samples| BYTES as f64 / samples.p50();
     let detail = format!(
         "{:.0} MB/s with TLS, {:.2} of what is possible: a raw socket of the link carries {:.0} MB/s, write() {:.0} MB/s",
         rate(&copies),
@@ -55,16 +55,13 @@ pub fn full() -> Row {
         rate(&links),
         rate(&writes)
     );
-    Row::new(
-        "full resync of a full disk of 1 GiB",
-        &copies,
-        (
+    Row::new("full resync of a full disk of 1 GiB", &copies)
+        .floor(
             "1 GiB over the bare link or into a file, the slower of the two",
             &floor,
-        ),
-        Target::Speed(0.8),
-        vec![detail],
-    )
+        )
+        .speed_at_least(0.8)
+        .detail(detail)
 }
 
 /// Measures delta copies, each against the full one that came before it.
@@ -83,9 +80,9 @@ pub fn delta() -> Row {
     let unchanged = of(0, 2);
     let few = of(16, 2);
     let many = of(256, 1);
-    let time = |samples: &Samples| show(samples.us(50.0));
+    let time = Samples::show_p50;
     let part = |samples: &Samples| {
-        let disk = |samples: &Samples| samples.us(50.0) - unchanged.us(50.0);
+        let disk = |samples: &Samples| samples.p50() - unchanged.p50();
         disk(samples) / disk(&whole)
     };
     let detail = format!(
@@ -95,13 +92,10 @@ pub fn delta() -> Row {
         part(&few),
         part(&many)
     );
-    Row::new(
-        "delta resync, 16 MiB of a 1 GiB disk changed",
-        &few,
-        ("a full one of the same disk", &whole),
-        Target::Part(0.1),
-        vec![detail],
-    )
+    Row::new("delta resync, 16 MiB of a 1 GiB disk changed", &few)
+        .floor("a full one of the same disk", &whole)
+        .times_floor_at_most(0.1)
+        .detail(detail)
 }
 
 /// The times of a full copy and of the delta copy after so much was changed. A pair has one delta copy: a standby that is

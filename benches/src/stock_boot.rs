@@ -6,7 +6,7 @@ use std::time::Duration;
 use evertwin_lab::{Artifacts, LabError, Run, StockBoot};
 use evertwin_tests::lab::evertwin_binary;
 
-use crate::report::{Row, Samples, Target};
+use crate::report::{Row, Samples};
 
 const RUNS: usize = 3;
 
@@ -22,13 +22,9 @@ pub fn run() -> Row {
         guests.add(guest);
         hosts.add(host);
     }
-    Row::new(
-        "stock kernel to /init, emulated host",
-        &guests,
-        ("the same kernel on the emulated host itself", &hosts),
-        Target::Within(Duration::from_secs(20)),
-        vec![],
-    )
+    Row::new("stock kernel to /init, emulated host", &guests)
+        .floor("the same kernel on the emulated host itself", &hosts)
+        .p50_within(Duration::from_secs(20))
 }
 
 fn one() -> Result<StockBoot, LabError> {

@@ -8,7 +8,7 @@ use evertwin::lab::topology::Node;
 use evertwin_tests::lab::STEP;
 use evertwin_tests::stage::Stage;
 
-use crate::report::{Row, Samples, Target};
+use crate::report::{Row, Samples};
 
 const SWITCHOVERS: usize = 40;
 
@@ -23,16 +23,12 @@ pub fn run() -> Row {
         blackout.add(gap);
         usual.add(before);
     }
-    Row::new(
-        "blackout on switchover",
-        &blackout,
-        (
+    Row::new("blackout on switchover", &blackout)
+        .floor(
             "longest gap between answers in the half second before",
             &usual,
-        ),
-        Target::Within(Duration::from_millis(15)),
-        vec![],
-    )
+        )
+        .p50_within(Duration::from_millis(15))
 }
 
 /// The longest gap with the switchover, and the longest one before it.

@@ -51,7 +51,7 @@ impl VcpuState {
     }
 
     /// Reads everything. The vCPU must have no I/O pending.
-    pub(super) fn save(fd: &VcpuFd, indices: &[u32]) -> Result<Self, KvmError> {
+    pub fn save(fd: &VcpuFd, indices: &[u32]) -> Result<Self, KvmError> {
         // Reading the MP state delivers pending INIT and SIPI, so it comes first.
         let mp_state = fd
             .get_mp_state()

@@ -1,0 +1,74 @@
+//! What goes over the replication link while a key-value server is written to.
+
+use std::time::Duration;
+
+use evertwin::lab::namespace::NetNamespace;
+use evertwin::lab::topology::{Node, REPLICATION};
+
+use crate::arms::{Arm, Setup, Undisturbed};
+use crate::redis;
+use crate::report::{Demand, Row, Samples, Unit};
+
+const ROUNDS: usize = 2;
+const PAGE: f64 = 4096.0;
+const LOAD: [&str; 8] = ["-t", "set", "-n", "20000", "-r", "10000", "-d", "100"];
+/// What is captured last is on its way a little later.
+const REST: Duration = Duration::from_millis(300);
+
+/// Bytes that a host has sent over the replication link, with all headers.
+///
+/// # Panics
+/// If the host does not say.
+#[must_use]
+pub fn sent(host: &NetNamespace) -> u64 {
+    let table = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+    let table = table.ok().and_then(Result::ok).unwrap_or_default();
+    let line = table.lines().find_map(|line| {
+        let (name, rest) = line.trim_start().split_once(':')?;
+        (name == REPLICATION).then_some(rest)
+    });
+    // Eight fields of what was received come first (proc_net_dev(5)).
+    let field = line.and_then(|line| line.split_whitespace().nth(8));
+    let bytes = field.and_then(|field| field.parse().ok());
+    bytes.unwrap_or_else(|| panic!("no count of {REPLICATION} in {table}"))
+}
+
+/// Measures it.
+#[must_use]
+pub fn run() -> Row {
+    let setup = Setup {
+        log_epochs: true,
+        ..Setup::default()
+    };
+    let (mut bytes, mut whole) = (Samples::of(Unit::Bytes), Samples::of(Unit::Bytes));
+    let (mut ratio, mut epochs, mut pages) = (0.0, 0, 0);
+    let mut undisturbed = Undisturbed::default();
+    for _ in 0..ROUNDS {
+        let (carried, captured) = undisturbed.measure(&setup, Arm::Protected, |running| {
+            std::thread::sleep(REST);
+            let from = running.guest().log().len();
+            let before = sent(running.topology().host(Node::A));
+            redis::benchmark(running.lab(), &LOAD);
+            std::thread::sleep(REST);
+            let carried = sent(running.topology().host(Node::A)) - before;
+            (carried, running.epochs_since(from))
+        });
+        let dirty: u64 = captured.iter().map(|epoch| epoch.pages).sum();
+        let per_epoch = captured.len().max(1) as f64;
+        bytes.push(carried as f64 / per_epoch);
+        whole.push(dirty as f64 * PAGE / per_epoch);
+        ratio += carried as f64 / (dirty as f64 * PAGE) / ROUNDS as f64;
+        epochs += captured.len();
+        pages += dirty;
+    }
+    let row = Row::new("bytes on the wire per epoch, key-value load", &bytes)
+        .floor("all of the dirty pages", &whole)
+        .demand(Demand::at_most("wire / (4096 x dirty pages)", Unit::Ratio, ratio, 0.15))
+        .detail(format!(
+            "{epochs} epochs of {:.1} pages; bytes that left by the interface, with the headers of TLS, TCP, IP and Ethernet",
+            pages as f64 / epochs.max(1) as f64
+        ))
+        .commands(setup.commands(Arm::Protected))
+        .commands([redis::command_line(&LOAD)]);
+    undisturbed.note(row)
+}
