@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use evertwin::config::{AfterEnd, KernelSource, VmConfig};
+use evertwin::config::{KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin_tests::lab::{STEP, TestLab};
 
@@ -68,19 +68,7 @@ fn one(lab: &TestLab) -> Duration {
 
 /// Everything but the process, the log and the kernel image.
 fn bare_machine() -> Duration {
-    let config = VmConfig {
-        name: "floor".into(),
-        kernel: KernelSource::Pico,
-        initrd: None,
-        cmdline: String::new(),
-        memory: 128 << 20,
-        vcpus: 1,
-        on_reboot: AfterEnd::Exit,
-        on_panic: AfterEnd::Exit,
-        disks: vec![],
-        nets: vec![],
-        vsock: None,
-    };
+    let config = VmConfig::alone("floor", KernelSource::Pico, 128 << 20);
     let begun = Instant::now();
     let kvm = evertwin::kvm::open().unwrap_or_else(|error| panic!("{error}"));
     let out = ConsoleOutput::Writer(Box::new(std::io::sink()));

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use evertwin::config::{self, AfterEnd, KernelSource, VmConfig};
+use evertwin::config::{self, KernelSource, VmConfig};
 use evertwin::kvm::{self, DirtyLog};
 use evertwin::lab::namespace::NetNamespace;
 use evertwin::lab::pair::GUEST_MAC;
@@ -64,21 +64,14 @@ impl Logged {
         let net = format!("tap={TAP},mac={GUEST_MAC}");
         let nets = self.net.then(|| config::parse_net(&net));
         let memory = config::parse_size(&self.memory);
+        let memory = memory.unwrap_or_else(|error| panic!("{error}"));
         VmConfig {
-            name: "logged".into(),
-            kernel: KernelSource::Pico,
-            initrd: None,
             cmdline: self.cmdline.clone(),
-            memory: memory.unwrap_or_else(|error| panic!("{error}")),
-            vcpus: 1,
-            on_reboot: AfterEnd::Exit,
-            on_panic: AfterEnd::Exit,
-            disks: vec![],
             nets: nets
                 .map(|net| net.unwrap_or_else(|error| panic!("{error}")))
                 .into_iter()
                 .collect(),
-            vsock: None,
+            ..VmConfig::alone("logged", KernelSource::Pico, memory)
         }
     }
 }

@@ -7,8 +7,11 @@ use vm_memory::bitmap::{AtomicBitmap, Bitmap, NewBitmap, RefSlice, WithBitmapSli
 /// Bytes of a page.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Bytes of a group of pages.
-const GROUP: NonZeroUsize = NonZeroUsize::new(4096 * 64).unwrap();
+/// Pages of a group.
+const GROUP: usize = 64;
+
+/// Bytes of a group.
+const GROUP_BYTES: NonZeroUsize = NonZeroUsize::new(PAGE.get() * GROUP).unwrap();
 
 /// The marks of a region of guest memory. Who collects them looks at groups with a mark only, so that what little devices
 /// write is found at once in memory of any size.
@@ -22,10 +25,11 @@ impl DirtyMarks {
     /// Takes all marks, giving the number of each page, counted from the region's start. A mark that is set
     /// meanwhile is taken now or the next time.
     pub fn take(&self, mut page: impl FnMut(usize)) {
-        for (index, groups) in self.groups.get_and_reset().into_iter().enumerate() {
-            for bit in (0..64).filter(|bit| groups & (1 << bit) != 0) {
-                let first = (index * 64 + bit) * 64;
-                for number in (first..first + 64).filter(|number| self.pages.is_bit_set(*number)) {
+        for (index, word) in self.groups.get_and_reset().into_iter().enumerate() {
+            for bit in (0..u64::BITS as usize).filter(|bit| word & (1 << bit) != 0) {
+                let first = (index * u64::BITS as usize + bit) * GROUP;
+                let pages = first..first + GROUP;
+                for number in pages.filter(|number| self.pages.is_bit_set(*number)) {
                     self.pages.reset_bit(number);
                     page(number);
                 }
@@ -69,7 +73,7 @@ impl NewBitmap for DirtyMarks {
     fn with_len(len: usize) -> Self {
         Self {
             pages: AtomicBitmap::new(len, PAGE),
-            groups: AtomicBitmap::new(len, GROUP),
+            groups: AtomicBitmap::new(len, GROUP_BYTES),
         }
     }
 }

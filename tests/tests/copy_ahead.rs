@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evertwin::config::{AfterEnd, FastPath, KernelSource, VmConfig};
+use evertwin::config::{FastPath, KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin::twin::Twin;
 use evertwin_replicator::machine::{Capture, Machine as _, PAGE_SIZE};
@@ -15,17 +15,8 @@ const WORKLOAD: &str = "workload=dirty pages=1500 period_us=3000 pattern=random"
 
 fn busy_twin(switches: FastPath) -> Twin {
     let config = VmConfig {
-        name: "busy".into(),
-        kernel: KernelSource::Pico,
-        initrd: None,
         cmdline: WORKLOAD.into(),
-        memory: MEMORY,
-        vcpus: 1,
-        on_reboot: AfterEnd::Exit,
-        on_panic: AfterEnd::Exit,
-        disks: vec![],
-        nets: vec![],
-        vsock: None,
+        ..VmConfig::alone("busy", KernelSource::Pico, MEMORY)
     };
     let kvm = evertwin::kvm::open().unwrap();
     let output = ConsoleOutput::Writer(Box::new(std::io::sink()));
@@ -38,10 +29,10 @@ fn busy_twin(switches: FastPath) -> Twin {
     twin
 }
 
-/// What a standby has.
-struct Copy(Vec<u8>);
+/// What a standby has of the guest's memory.
+struct Standby(Vec<u8>);
 
-impl Copy {
+impl Standby {
     fn store(&mut self, capture: &Capture) {
         let mut sorted = capture.pages.clone();
         sorted.sort_unstable();
@@ -61,23 +52,23 @@ fn capture_and_compare(switches: FastPath) -> (usize, usize) {
     let mut random = seed::generator();
     let mut twin = busy_twin(switches);
     let all: Vec<u64> = (0..MEMORY / PAGE_SIZE as u64).collect();
-    let mut copy = Copy(Vec::new());
-    twin.read_pages(&all, &mut copy.0);
+    let mut standby = Standby(Vec::new());
+    twin.read_pages(&all, &mut standby.0);
     let mut capture = Capture::default();
     let (mut ahead, mut pages) = (0, 0);
     let epochs = 200 / u64::from(SLOW);
     for epoch in 1..=epochs {
         std::thread::sleep(Duration::from_micros(random.u64(0..6000)));
         twin.capture(epoch, &mut capture).unwrap();
-        copy.store(&capture);
+        standby.store(&capture);
         ahead += twin.last_pause().pages_ahead;
         pages += capture.pages.len();
     }
     twin.capture_last(epochs + 1, &mut capture).unwrap();
-    copy.store(&capture);
+    standby.store(&capture);
     let mut memory = Vec::new();
     twin.read_pages(&all, &mut memory);
-    let differ = memory.chunks(PAGE_SIZE).zip(copy.0.chunks(PAGE_SIZE));
+    let differ = memory.chunks(PAGE_SIZE).zip(standby.0.chunks(PAGE_SIZE));
     let differ = differ.filter(|(theirs, ours)| theirs != ours).count();
     assert_eq!(differ, 0, "pages that the epochs left behind, of {pages}");
     (ahead, pages)

@@ -48,17 +48,9 @@ fn booted(directory: &Path, kernel: &[u8], vcpus: u8) -> (Twin, Console) {
     let path = directory.join("kernel");
     std::fs::write(&path, kernel).unwrap();
     let config = VmConfig {
-        name: "slow".into(),
-        kernel: KernelSource::File(path),
-        initrd: None,
-        cmdline: String::new(),
-        memory: 16 << 20,
         vcpus,
         on_reboot: AfterEnd::Restart,
-        on_panic: AfterEnd::Exit,
-        disks: vec![],
-        nets: vec![],
-        vsock: None,
+        ..VmConfig::alone("slow", KernelSource::File(path), 16 << 20)
     };
     let console = Console::default();
     let output = ConsoleOutput::Writer(Box::new(console.clone()));

@@ -153,6 +153,25 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
 }
 
+impl VmConfig {
+    /// A VM with so many bytes of RAM, one vCPU and no devices. It ends when its guest does.
+    pub fn alone(name: &str, kernel: KernelSource, memory: u64) -> Self {
+        Self {
+            name: name.into(),
+            kernel,
+            initrd: None,
+            cmdline: String::new(),
+            memory,
+            vcpus: 1,
+            on_reboot: AfterEnd::Exit,
+            on_panic: AfterEnd::Exit,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+        }
+    }
+}
+
 /// What protects a VM from the death of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {

@@ -31,13 +31,11 @@ impl Driver<'_> {
             Report::Syncing(generation) => info!(%peer, generation, "sync begins"),
             Report::Protected(generation) => {
                 info!(%peer, generation, protection = self.protection(), "protected");
-                give_back_memory();
             }
             Report::Solo(generation) => info!(generation, "solo"),
             Report::Holding => warn!(%peer, "holding output: the peer is gone"),
             Report::StandbyReady(generation) => {
                 info!(%peer, generation, "standby ready");
-                give_back_memory();
                 crash_point("standby::ready");
             }
             Report::NotPromoting => warn!(
@@ -143,14 +141,4 @@ impl Driver<'_> {
 
 fn humantime(span: std::time::Duration) -> String {
     format!("{}ms", span.as_millis())
-}
-
-/// A copy needs more memory than what comes after it: what the allocator keeps of that is the host's again.
-fn give_back_memory() {
-    // SAFETY: it only touches what is not in use.
-    #[cfg(target_env = "gnu")]
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }

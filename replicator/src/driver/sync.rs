@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use evertwin_protocol::Input;
+use evertwin_protocol::{Input, Report};
 use tracing::{error, info};
 
 use super::Driver;
@@ -280,4 +280,17 @@ impl Driver<'_> {
             crash_point("sync::memory");
         }
     }
+}
+
+/// A copy needs more memory than what comes after it: what the allocator keeps of that becomes the host's again.
+pub(super) fn give_back_memory(report: Report) {
+    if !matches!(report, Report::Protected(_) | Report::StandbyReady(_)) {
+        return;
+    }
+    // SAFETY: it only touches what is not in use.
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }

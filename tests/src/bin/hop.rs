@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use evertwin::config::{AfterEnd, CacheMode, DiskConfig, KernelSource, VmConfig};
+use evertwin::config::{CacheMode, DiskConfig, KernelSource, VmConfig};
 use evertwin::machine::{ConsoleOutput, Machine};
 use evertwin::memory::PAGE_SIZE;
 use evertwin::twin::Twin;
@@ -61,14 +61,8 @@ fn main() -> Fallible<()> {
         _ => (KernelSource::Pico, 1),
     };
     let config = VmConfig {
-        name: "hop".into(),
-        kernel,
-        initrd: None,
         cmdline: guest.clone(),
-        memory: memory.parse::<u64>()? << 20,
         vcpus,
-        on_reboot: AfterEnd::Exit,
-        on_panic: AfterEnd::Exit,
         disks: disk
             .iter()
             .map(|_| DiskConfig {
@@ -78,8 +72,7 @@ fn main() -> Fallible<()> {
                 serial: None,
             })
             .collect(),
-        nets: vec![],
-        vsock: None,
+        ..VmConfig::alone("hop", kernel, memory.parse::<u64>()? << 20)
     };
     let console = OpenOptions::new().append(true).create(true).open(console)?;
     let kvm = evertwin::kvm::open()?;

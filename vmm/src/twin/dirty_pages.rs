@@ -110,7 +110,7 @@ impl DirtyPages {
         }
     }
 
-    /// Takes what there is, with the guest running: it is read after this.
+    /// Takes what there is while the guest runs. Its contents are to be read after this, not before.
     pub(super) fn take(&mut self, machine: &Machine, pages: &mut Vec<u64>) -> Result<(), KvmError> {
         self.harvest(machine)?;
         self.found.drain_into(pages);
@@ -135,7 +135,7 @@ impl DirtyPages {
         }
         let mut most = usize::MAX;
         for _ in 0..ROUNDS {
-            if let Err(error) = self.harvest_cold(machine) {
+            if let Err(error) = self.read_log(machine, true) {
                 self.give_back(into);
                 return Err(error);
             }
@@ -150,15 +150,9 @@ impl DirtyPages {
         Ok(())
     }
 
-    /// Finds what was written to since; the guest stands still.
+    /// Finds what was written to since the last time.
     pub(super) fn harvest(&mut self, machine: &Machine) -> Result<(), KvmError> {
-        // Breaks I5 on purpose: the log is read and forgotten.
-        fail::fail_point!("harvest::drop", |_| self.log.read(machine.vm(), |_, _| {}));
-        let found = &mut self.found;
-        self.log
-            .read(machine.vm(), |first, bitmap| found.merge(first, bitmap))?;
-        self.harvest_devices(machine);
-        Ok(())
+        self.read_log(machine, false)
     }
 
     /// Copies what is in no epoch yet. The guest stands still, so this is how the epoch leaves each page.
@@ -182,13 +176,18 @@ impl DirtyPages {
         self.insert(&epoch.pages);
     }
 
-    /// The same, but for hot pages, which stay in the log.
-    fn harvest_cold(&mut self, machine: &Machine) -> Result<(), KvmError> {
+    /// Harvests all sources; hot pages can be left in the log.
+    fn read_log(&mut self, machine: &Machine, leave_hot: bool) -> Result<(), KvmError> {
+        // Breaks I5 on purpose: the log is read and forgotten.
         fail::fail_point!("harvest::drop", |_| self.log.read(machine.vm(), |_, _| {}));
         let (found, hot) = (&mut self.found, &self.hot);
         self.log.read_but(
             machine.vm(),
-            |first, bitmap| hot.remove_from(first, bitmap),
+            |first, bitmap| {
+                if leave_hot {
+                    hot.remove_from(first, bitmap);
+                }
+            },
             |first, bitmap| found.merge(first, bitmap),
         )?;
         self.harvest_devices(machine);
@@ -206,6 +205,7 @@ impl DirtyPages {
         }
     }
 
+    /// Copies the last of an epoch, whose buffer may be longer from an earlier one.
     fn finish(&mut self, memory: &GuestMemory, into: &mut Capture) {
         self.place(memory, into);
         into.bytes.truncate(into.pages.len() * PAGE_SIZE as usize);

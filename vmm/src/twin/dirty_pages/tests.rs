@@ -1,24 +1,12 @@
 use super::*;
-use crate::config::{AfterEnd, KernelSource, VmConfig};
+use crate::config::{KernelSource, VmConfig};
 use crate::machine::ConsoleOutput;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// A machine that runs nothing; what is written to its memory is found as what devices write is.
 fn machine() -> Machine {
-    let config = VmConfig {
-        name: "still".into(),
-        kernel: KernelSource::Pico,
-        initrd: None,
-        cmdline: String::new(),
-        memory: 16 << 20,
-        vcpus: 1,
-        on_reboot: AfterEnd::Exit,
-        on_panic: AfterEnd::Exit,
-        disks: vec![],
-        nets: vec![],
-        vsock: None,
-    };
+    let config = VmConfig::alone("still", KernelSource::Pico, 16 << 20);
     let kvm = crate::kvm::open().unwrap();
     Machine::new(
         &kvm,
@@ -111,14 +99,19 @@ fn an_epoch_that_is_given_up_loses_no_page() {
 }
 
 #[test]
-fn hot_pages_are_left_in_the_log_for_some_epochs() {
+fn a_page_that_is_written_to_while_it_is_copied_is_hot_for_some_epochs() {
     let (machine, mut dirty) = tracked();
     let mut epoch = Capture::default();
-    dirty.hot.insert(7);
-    let mut bitmap = [0b1000_0001, 0];
-    dirty.hot.remove_from(0, &mut bitmap);
-    assert_eq!(bitmap, [1, 0]);
-    for _ in 0..HOT_EPOCHS {
+    write(&machine, 0..100, 1);
+    dirty.copy_ahead(&machine, &mut epoch).unwrap();
+    write(&machine, [7, 200], 2);
+    pause(&machine, &mut dirty, &mut epoch);
+    let mut log = [u64::MAX, u64::MAX];
+    dirty.hot.remove_from(0, &mut log);
+    assert_eq!(log, [!(1 << 7), u64::MAX], "of these, 7 stays in the log");
+    assert_eq!(dirty.hot.len(), 1);
+    for _ in 1..HOT_EPOCHS {
+        assert!(!dirty.hot.is_empty());
         dirty.copy_ahead(&machine, &mut epoch).unwrap();
     }
     assert!(dirty.hot.is_empty());

@@ -34,7 +34,7 @@ pub(super) struct Copying {
 
 impl Copying {
     /// Where it began, if all that it brings of a disk with so many blocks has been written.
-    pub(super) fn is_whole(&self, blocks: u32) -> Option<Point> {
+    pub(super) fn begin_if_whole(&self, blocks: u32) -> Option<Point> {
         (self.received == blocks).then_some(self.point)
     }
 }

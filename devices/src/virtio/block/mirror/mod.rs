@@ -329,7 +329,7 @@ impl Mirror {
         self.settling = None;
         let copying = self.copying.take();
         self.copied = copying
-            .and_then(|copying| copying.is_whole(self.blocks))
+            .and_then(|copying| copying.begin_if_whole(self.blocks))
             .or(self.copied);
         self.based = false;
         self.points
