@@ -1,7 +1,7 @@
 //! What the report says of the host.
 
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use evertwin_tests::lab::evertwin_binary;
 use serde::Serialize;
@@ -25,8 +25,8 @@ pub struct Host {
     pub pinning: String,
     /// What was measured.
     pub binary: String,
-    /// When the measurement began, in seconds since 1970.
-    pub begun_unix_seconds: u64,
+    /// When the measurement began (RFC 3339).
+    pub begun: String,
     /// The command line of the measurement.
     pub command: String,
 }
@@ -40,7 +40,6 @@ impl Host {
         let kib = field(&meminfo, "MemTotal").and_then(|value| value.strip_suffix(" kB"));
         let release = read("/proc/sys/kernel/osrelease");
         let version = read("/proc/sys/kernel/version");
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             kernel: format!("{} {}", release.trim(), version.trim()),
             processor: field(&cpuinfo, "model name").unwrap_or("unknown").into(),
@@ -49,7 +48,7 @@ impl Host {
             kvm: kvm(&cpuinfo),
             pinning: pin::describe(),
             binary: evertwin_binary().display().to_string(),
-            begun_unix_seconds: since.map_or(0, |since| since.as_secs()),
+            begun: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
         }
     }
@@ -70,10 +69,7 @@ impl Host {
             ("KVM", self.kvm.clone()),
             ("pinning", self.pinning.clone()),
             ("binary", self.binary.clone()),
-            (
-                "begun",
-                format!("{} seconds after 1970", self.begun_unix_seconds),
-            ),
+            ("begun", self.begun.clone()),
             ("command", self.command.clone()),
         ]
     }

@@ -1,7 +1,7 @@
 //! Bars made of parts.
 
 use super::Bars;
-use super::scale::{Scale, short};
+use super::scale::Scale;
 use super::svg::{Anchor, LEFT, RIGHT, Svg, TOP, WIDTH, colour};
 use crate::report::Unit;
 
@@ -23,15 +23,7 @@ impl Bars {
         let sum = |bar: &[(String, f64)]| bar.iter().map(|(_, us)| us).sum::<f64>();
         let sums = self.bars.iter().map(|(_, bar)| sum(bar));
         let x = Scale::new(false, sums, (LEFT + NAMES, WIDTH - RIGHT - 60.0));
-        for tick in x.ticks() {
-            let at = x.place(tick);
-            svg.line((at, TOP), (at, bottom));
-            svg.text(
-                (at, bottom + 15.0),
-                Anchor::Middle,
-                &format!("{} us", short(tick)),
-            );
-        }
+        svg.horizontal_axis(&x, bottom, " us");
         for (number, (name, bar)) in self.bars.iter().enumerate() {
             let top = TOP + 8.0 + STEP * number as f64;
             let middle = top + BAR / 2.0 + 4.0;

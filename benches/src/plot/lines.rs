@@ -15,11 +15,7 @@ impl Lines {
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         let x = Scale::new(self.x.log, points().map(|(x, _)| *x), (LEFT, right));
         let y = Scale::new(self.y.log, points().map(|(_, y)| *y), (bottom, TOP));
-        for tick in x.ticks() {
-            let at = x.place(tick);
-            svg.line((at, TOP), (at, bottom));
-            svg.text((at, bottom + 15.0), Anchor::Middle, &short(tick));
-        }
+        svg.horizontal_axis(&x, bottom, "");
         for tick in y.ticks() {
             let at = y.place(tick);
             svg.line((LEFT, at), (right, at));

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::scale::{Scale, short};
+
 /// Width of every drawing.
 pub(super) const WIDTH: f64 = 720.0;
 /// Room at the left for the names and numbers of the vertical axis.
@@ -73,6 +75,16 @@ impl Svg {
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"{fill}\" fill-opacity=\"0.7\"><title>{}</title></circle>",
             escape(says)
         ));
+    }
+
+    /// Lines across the drawing down to `bottom`, with their numbers and the unit below.
+    pub(super) fn horizontal_axis(&mut self, axis: &Scale, bottom: f64, unit: &str) {
+        for tick in axis.ticks() {
+            let at = axis.place(tick);
+            self.line((at, TOP), (at, bottom));
+            let number = format!("{}{unit}", short(tick));
+            self.text((at, bottom + 15.0), Anchor::Middle, &number);
+        }
     }
 
     pub(super) fn text(&mut self, at: (f64, f64), anchor: Anchor, text: &str) {

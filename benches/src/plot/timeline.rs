@@ -1,7 +1,7 @@
 //! Events after a first one, each run's as a dot.
 
 use super::Timeline;
-use super::scale::{Scale, short};
+use super::scale::Scale;
 use super::svg::{Anchor, LEFT, RIGHT, Svg, TOP, WIDTH, colour};
 
 const STEP: f64 = 32.0;
@@ -17,15 +17,7 @@ impl Timeline {
             .iter()
             .flat_map(|(_, times)| times.iter().copied());
         let x = Scale::new(false, times, (LEFT + NAMES, WIDTH - RIGHT));
-        for tick in x.ticks() {
-            let at = x.place(tick);
-            svg.line((at, TOP), (at, bottom));
-            svg.text(
-                (at, bottom + 15.0),
-                Anchor::Middle,
-                &format!("{} ms", short(tick)),
-            );
-        }
+        svg.horizontal_axis(&x, bottom, " ms");
         for (number, (name, times)) in self.events.iter().enumerate() {
             let middle = TOP + 8.0 + STEP * (number as f64 + 0.5);
             svg.line((LEFT + NAMES, middle), (WIDTH - RIGHT, middle));
