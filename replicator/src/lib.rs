@@ -15,6 +15,7 @@ mod driver;
 pub mod machine;
 mod network;
 mod ring;
+mod sent;
 #[cfg(feature = "measure")]
 pub mod throughput;
 pub mod tls;

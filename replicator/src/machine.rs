@@ -362,6 +362,12 @@ pub trait Machine: Scrubbed + Growing + Send {
     /// When a page lies outside the guest's memory.
     fn store_pages(&mut self, pages: &[u64], bytes: &[u8]) -> Result<(), MachineError>;
 
+    /// Standby: writes `bytes` to a page, from its byte `at` on.
+    ///
+    /// # Errors
+    /// When they lie outside the guest's memory.
+    fn store_part(&mut self, page: u64, at: usize, bytes: &[u8]) -> Result<(), MachineError>;
+
     /// Standby: what its disks hold. `runs` is how many runs of blocks there is room for, the same number for each disk; where
     /// there are more, neighbours are told as one.
     fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk>;

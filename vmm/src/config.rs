@@ -218,6 +218,8 @@ pub struct ReplicationConfig {
     pub scrub_rate: u64,
     /// The Unix socket by which operators reach this twin.
     pub control: PathBuf,
+    /// How many bytes of pages that were sent are kept, to tell what changed in them.
+    pub delta_cache: usize,
     /// What is done to make epochs cheap.
     pub fast_path: FastPath,
 }
@@ -231,6 +233,8 @@ pub struct FastPath {
     /// A standby looks for the next epoch for half a millisecond before it sleeps: a processor that sleeps takes its
     /// time to wake up.
     pub poll: bool,
+    /// Pages and state that were sent before travel as what changed in them since.
+    pub deltas: bool,
 }
 
 impl Default for FastPath {
@@ -238,6 +242,7 @@ impl Default for FastPath {
         Self {
             copy_ahead: true,
             poll: true,
+            deltas: true,
         }
     }
 }

@@ -248,6 +248,10 @@ fn protected(
         reconnect: replication.reconnect,
         resync_rate: replication.resync_rate,
         poll: replication.fast_path.poll,
+        delta_cache: replication
+            .fast_path
+            .deltas
+            .then_some(replication.delta_cache),
         scrub_every: replication.scrub_every,
         scrub_rate: replication.scrub_rate,
         disk_failure,

@@ -433,14 +433,16 @@ impl Replicated for Twin {
     }
 
     fn store_pages(&mut self, pages: &[u64], bytes: &[u8]) -> Result<(), MachineError> {
-        for (page, bytes) in pages.iter().zip(bytes.chunks_exact(PAGE_SIZE as usize)) {
-            let address = page.checked_mul(PAGE_SIZE).ok_or_else(|| outside(*page))?;
-            self.machine
-                .memory()
-                .write_slice(bytes, GuestAddress(address))
-                .map_err(|_| outside(*page))?;
-        }
-        Ok(())
+        let mut pages = pages.iter().zip(bytes.chunks_exact(PAGE_SIZE as usize));
+        pages.try_for_each(|(page, bytes)| self.store_part(*page, 0, bytes))
+    }
+
+    fn store_part(&mut self, page: u64, at: usize, bytes: &[u8]) -> Result<(), MachineError> {
+        let first = page.checked_mul(PAGE_SIZE);
+        let address = first.and_then(|first| first.checked_add(at as u64));
+        let address = GuestAddress(address.ok_or_else(|| outside(page))?);
+        let stored = self.machine.memory().write_slice(bytes, address);
+        stored.map_err(|_| outside(page))
     }
 
     fn held_disks(&mut self, runs: usize) -> Vec<HeldDisk> {

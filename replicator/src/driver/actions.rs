@@ -12,7 +12,8 @@ use super::{Driver, Shipment};
 use crate::config::Error;
 use crate::crash::crash_point;
 use crate::machine::{Capture, MachineError, PAGE_SIZE};
-use crate::wire::{Frame, Hello, Kind, VERSION, ship};
+use crate::sent::Position;
+use crate::wire::{CHANGES, Change, Delta, Frame, Hello, Kind, VERSION, ship};
 
 /// Buffers of epochs with more page bytes than this are not kept for the next epoch.
 const SPARE_BYTES: usize = 32 << 20;
@@ -237,6 +238,9 @@ impl Driver<'_> {
         // What was in flight is of no use any more. The next standby gets a full sync, so
         // no page of these harvests is lost (I5).
         self.shipments.clear();
+        if let Some(sent) = &mut self.sent {
+            sent.forget();
+        }
         if let Some(link) = &mut self.network.link {
             link.drop_bulk();
         }
@@ -303,10 +307,22 @@ impl Driver<'_> {
         };
         let memory = self.identity.memory.iter();
         let memory_pages = memory.map(|region| region.len).sum::<u64>() / PAGE_SIZE as u64;
+        let delta = match &mut self.sent {
+            Some(sent) if self.peer_version.min(VERSION) >= CHANGES => {
+                sent.go_on(Position {
+                    link: link.id,
+                    generation,
+                    epoch,
+                });
+                Delta::since(sent, &shipment.capture)
+            }
+            _ => Delta::whole(&shipment.capture),
+        };
         let half = half_of(&shipment.capture);
         let mut bytes = 0;
         let queued = ship(
             &shipment.capture,
+            delta,
             generation,
             epoch,
             memory_pages,
@@ -366,15 +382,21 @@ impl Driver<'_> {
         self.turn()?;
         self.ring.submit().map_err(Error::Ring)?;
         crash_point("epoch::acked");
+        let (capture, changes) = self.assembly.epoch();
         let Capture {
             state,
             pages,
             bytes,
             disk_writes,
-        } = self.assembly.capture();
+        } = capture;
         self.machine.store_pages(pages, bytes)?;
         crash_point("epoch::half_applied");
+        changes.try_for_each(|change| match change {
+            Change::Zero(page) => self.machine.zero_pages(&[page]),
+            Change::Part { page, at, bytes } => self.machine.store_part(page, at, bytes),
+        })?;
         self.machine.apply(state, disk_writes)?;
+        self.assembly.applied();
         self.kept.committed(epoch);
         self.last_epoch = epoch;
         self.applied = Some(Instant::now());

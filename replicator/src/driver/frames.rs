@@ -175,7 +175,9 @@ impl Driver<'_> {
             Kind::DiskCheck | Kind::DiskChecked => return Ok(self.take_check(header, payload)?),
             Kind::EpochBegin
             | Kind::Pages
+            | Kind::PageChanges
             | Kind::State
+            | Kind::StateChanges
             | Kind::DiskWrites
             | Kind::DiskZeroes
             | Kind::EpochEnd => {

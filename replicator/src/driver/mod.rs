@@ -33,6 +33,7 @@ use crate::crash::crash_point;
 use crate::machine::{Capture, DiskSize, DiskWrite, Identity, Machine};
 use crate::network::{Network, Place};
 use crate::ring::{Completion, Op, Ring};
+use crate::sent::Sent;
 use crate::wire::{Assembly, PageList};
 use behind::Behind;
 use disks::Disks;
@@ -71,6 +72,8 @@ pub(crate) struct Driver<'a> {
     starts_tracking: bool,
     /// Epochs captured and not committed, oldest first.
     shipments: VecDeque<Shipment>,
+    /// What the standby has of them; none if epochs always travel whole.
+    sent: Option<Sent>,
     /// Captures whose buffers can be used again.
     spare: Vec<Arc<Capture>>,
     harvest: Vec<u64>,
@@ -168,6 +171,7 @@ impl<'a> Driver<'a> {
             disks_changed,
             starts_tracking: false,
             shipments: VecDeque::new(),
+            sent: config.delta_cache.map(Sent::new),
             spare: Vec::new(),
             harvest: Vec::new(),
             sync: None,

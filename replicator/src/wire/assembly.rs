@@ -3,6 +3,7 @@
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::WireError;
+use super::delta::{PageChanges, change_state};
 use super::epoch::{Sizes, disk_cost, disk_write};
 use super::header::{Header, Kind};
 use super::pages::PageList;
@@ -13,7 +14,14 @@ use crate::machine::{Capture, MemoryRegion, PAGE_SIZE};
 pub(crate) struct Assembly {
     running: Option<Running>,
     capture: Capture,
+    changes: PageChanges,
     list: PageList,
+    /// Generation and number of the epoch that was given last.
+    given: Option<(u64, u64)>,
+    /// Those of the epoch that this twin has, if it came over this link.
+    has: Option<(u64, u64)>,
+    /// The state of that epoch.
+    state: Vec<u8>,
 }
 
 struct Running {
@@ -21,6 +29,10 @@ struct Running {
     epoch: u64,
     sizes: Sizes,
     disk: u64,
+    /// The epoch follows the one that this twin has: it may say what changed only.
+    follows: bool,
+    /// The state is that of the epoch before, with changes.
+    changes_state: bool,
     chain: Xxh3Default,
 }
 
@@ -58,7 +70,18 @@ impl Assembly {
                 self.capture.pages.extend_from_slice(&self.list.full);
                 self.capture.bytes.extend_from_slice(bytes);
             }
-            Kind::State => self.capture.state.extend_from_slice(payload),
+            Kind::PageChanges => self.changes.add(payload, memory, running.follows)?,
+            Kind::State if !running.changes_state => {
+                self.capture.state.extend_from_slice(payload);
+            }
+            Kind::StateChanges if running.follows => {
+                let state = &mut self.capture.state;
+                if !std::mem::replace(&mut running.changes_state, true) {
+                    state.is_empty().then_some(()).ok_or(out_of_place)?;
+                    state.extend_from_slice(&self.state);
+                }
+                change_state(state, payload)?;
+            }
             Kind::DiskWrites | Kind::DiskZeroes => {
                 let write = disk_write(header.kind, payload).ok_or(malformed)?;
                 running.disk += disk_cost(&write);
@@ -68,7 +91,7 @@ impl Assembly {
         }
         let Capture { state, pages, .. } = &self.capture;
         let sizes = &running.sizes;
-        if pages.len() as u64 > sizes.pages
+        if pages.len() as u64 + self.changes.pages() > sizes.pages
             || state.len() as u64 > sizes.state
             || running.disk > sizes.disk
         {
@@ -77,15 +100,28 @@ impl Assembly {
         Ok(None)
     }
 
-    /// The epoch that was given last.
-    pub(crate) fn capture(&self) -> &Capture {
-        &self.capture
+    /// The epoch that was given last: its whole pages and all else, and its pages that only changed.
+    pub(crate) fn epoch(&self) -> (&Capture, &PageChanges) {
+        (&self.capture, &self.changes)
     }
 
-    /// Forgets what was received of an unfinished epoch; its number, if there was one.
+    /// The epoch that was given last is what this twin has now.
+    pub(crate) fn applied(&mut self) {
+        self.has = self.given;
+        std::mem::swap(&mut self.state, &mut self.capture.state);
+    }
+
+    /// Forgets what was received of an unfinished epoch; its number, if there was one. What comes next comes over another
+    /// link.
     pub(crate) fn discard(&mut self) -> Option<u64> {
-        self.capture.clear();
+        self.clear();
+        (self.given, self.has) = (None, None);
         self.running.take().map(|running| running.epoch)
+    }
+
+    fn clear(&mut self) {
+        self.capture.clear();
+        self.changes.clear();
     }
 
     fn begin(
@@ -99,7 +135,8 @@ impl Assembly {
         if !sizes.allowed(memory_pages) {
             return Err(WireError::EpochTooLarge(header.epoch));
         }
-        self.capture.clear();
+        self.clear();
+        let before = (header.generation, header.epoch.wrapping_sub(1));
         let mut chain = Xxh3Default::new();
         chain.update(&header.checksum.to_le_bytes());
         self.running = Some(Running {
@@ -107,6 +144,8 @@ impl Assembly {
             epoch: header.epoch,
             sizes,
             disk: 0,
+            follows: self.has == Some(before),
+            changes_state: false,
             chain,
         });
         Ok(())
@@ -120,8 +159,11 @@ impl Assembly {
             fail::fail_point!("apply::skip_verify", |_| true);
             false
         };
-        let whole = Sizes::of(&self.capture) == running.sizes && running.chain.digest() == sum;
+        let pages = self.capture.pages.len() as u64 + self.changes.pages();
+        let complete = Sizes::of(&self.capture, pages) == running.sizes;
+        let whole = complete && running.chain.digest() == sum;
         if whole || skip_verify() {
+            self.given = Some((running.generation, running.epoch));
             Ok(&self.capture)
         } else {
             Err(WireError::EpochNotWhole(running.epoch))

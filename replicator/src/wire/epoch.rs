@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::delta::Delta;
 use super::frame::{Body, Frame};
 use super::header::{HEADER_LEN, Kind};
 use super::pages::{PAGES_PER_FRAME, list_head};
@@ -12,7 +13,7 @@ use super::reader::Reader;
 use crate::machine::{Capture, DiskData, DiskWrite, PAGE_SIZE};
 
 /// Most bytes of state or of one disk write in a frame.
-const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 256 * 1024;
 
 /// Most bytes of machine state in an epoch.
 pub(crate) const MAX_STATE: u64 = 64 << 20;
@@ -32,10 +33,11 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn of(capture: &Capture) -> Self {
+    /// Of an epoch of which that many pages travel.
+    pub(crate) fn of(capture: &Capture, pages: u64) -> Self {
         let disk = capture.disk_writes.iter().map(disk_cost);
         Self {
-            pages: capture.pages.len() as u64,
+            pages,
             state: capture.state.len() as u64,
             disk: disk.sum(),
         }
@@ -73,12 +75,13 @@ impl Sizes {
 /// an epoch with a frame missing, doubled or out of order is not taken for whole (I3).
 pub(crate) fn ship(
     capture: &Arc<Capture>,
+    delta: Delta,
     generation: u64,
     epoch: u64,
     memory_pages: u64,
     mut queue: impl FnMut(Frame),
 ) -> Option<()> {
-    let sizes = Sizes::of(capture);
+    let sizes = Sizes::of(capture, delta.pages());
     sizes.allowed(memory_pages).then_some(())?;
     let mut chain = Xxh3Default::new();
     let mut push = |kind, head, body| {
@@ -87,15 +90,24 @@ pub(crate) fn ship(
         queue(frame);
     };
     push(Kind::EpochBegin, head(&sizes.encode()), Body::None);
-    let mut at = 0;
-    for pages in capture.pages.chunks(PAGES_PER_FRAME) {
-        let range = at..at + pages.len() * PAGE_SIZE;
-        at = range.end;
-        let body = Body::Pages(capture.clone(), range);
-        push(Kind::Pages, list_head(pages), body);
+    for payload in &delta.changes {
+        push(Kind::PageChanges, head(payload), Body::None);
     }
-    for range in chunks(capture.state.len()) {
-        push(Kind::State, head(&[]), Body::State(capture.clone(), range));
+    for indices in delta.whole.chunks(PAGES_PER_FRAME) {
+        let (head, body) = whole_pages(capture, indices);
+        push(Kind::Pages, head, body);
+    }
+    match &delta.state {
+        Some(payloads) => {
+            for payload in payloads {
+                push(Kind::StateChanges, head(payload), Body::None);
+            }
+        }
+        None => {
+            for range in chunks(capture.state.len()) {
+                push(Kind::State, head(&[]), Body::State(capture.clone(), range));
+            }
+        }
     }
     for write in &capture.disk_writes {
         match &write.data {
@@ -115,6 +127,24 @@ pub(crate) fn ship(
     let end = chain.digest().to_le_bytes();
     queue(Frame::new(Kind::EpochEnd, generation, epoch, &end));
     Some(())
+}
+
+/// A list of pages, whose bytes are sent from where they are if that is one place.
+fn whole_pages(capture: &Arc<Capture>, indices: &[usize]) -> (Vec<u8>, Body) {
+    let pages: Vec<u64> = indices.iter().map(|index| capture.pages[*index]).collect();
+    let mut head = list_head(&pages);
+    let range = |first: usize, len: usize| first * PAGE_SIZE..(first + len) * PAGE_SIZE;
+    if let [first, .., last] = *indices
+        && last - first != indices.len() - 1
+    {
+        for index in indices {
+            head.extend_from_slice(&capture.bytes[range(*index, 1)]);
+        }
+        return (head, Body::None);
+    }
+    let first = indices.first().copied().unwrap_or_default();
+    let body = Body::Pages(capture.clone(), range(first, indices.len()));
+    (head, body)
 }
 
 /// Frames of a sync with one disk write.

@@ -10,9 +10,9 @@ pub(crate) const MAGIC: [u8; 4] = *b"EVTW";
 /// brought its kind, so that twins of neighbouring versions understand each other in all that
 /// both know.
 pub(crate) const VERSION: u16 = if cfg!(feature = "previous-protocol") {
-    5
-} else {
     6
+} else {
+    7
 };
 
 /// The oldest version that this build speaks.
@@ -39,6 +39,9 @@ pub(crate) const UPLINK: u16 = 6;
 
 /// The version that brought copies of disks that go on where they stopped.
 pub(crate) const GO_ON: u16 = 6;
+
+/// The version that brought epochs that are told by what changed.
+pub(crate) const CHANGES: u16 = 7;
 
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -124,6 +127,10 @@ pub enum Kind {
     DisksCopied = 33,
     /// How far the sync has come.
     SyncProgress = 34,
+    /// What changed in pages of the epoch.
+    PageChanges = 35,
+    /// What changed in the machine's state since the epoch before.
+    StateChanges = 36,
 }
 
 impl Kind {
@@ -142,6 +149,7 @@ impl Kind {
             Self::DiskFailed => DISK_FAILED,
             Self::UplinkState => UPLINK,
             Self::CopyBase | Self::DisksCopied | Self::SyncProgress => GO_ON,
+            Self::PageChanges | Self::StateChanges => CHANGES,
             _ => OLDEST,
         }
     }
@@ -186,6 +194,8 @@ impl TryFrom<u16> for Kind {
             32 => Self::CopyBase,
             33 => Self::DisksCopied,
             34 => Self::SyncProgress,
+            35 => Self::PageChanges,
+            36 => Self::StateChanges,
             other => return Err(WireError::Kind(other)),
         })
     }

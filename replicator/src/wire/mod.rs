@@ -5,7 +5,9 @@
 
 mod assembly;
 mod beacon;
+mod changes;
 pub(crate) mod copying;
+mod delta;
 mod difference;
 mod epoch;
 mod frame;
@@ -23,13 +25,14 @@ mod uplink;
 
 pub(crate) use assembly::Assembly;
 pub(crate) use beacon::{beacon, beacon_frame};
+pub(crate) use delta::{Change, Delta};
 pub use difference::Difference;
 pub(crate) use epoch::{disk_write, ship, sync_disk_frames};
 pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
 pub(crate) use header::{
-    BEACON, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR, SCRUB, UPLINK,
-    VERSION,
+    BEACON, CHANGES, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR,
+    SCRUB, UPLINK, VERSION,
 };
 pub(crate) use hello::{Hello, for_now, put_off, reject, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};

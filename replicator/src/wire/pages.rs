@@ -10,9 +10,9 @@ use crate::machine::{MemoryRegion, PAGE_SIZE};
 pub(crate) const PAGES_PER_FRAME: usize = 64;
 
 /// Set in a page's number: the page is all zeroes and its bytes do not travel.
-const ZERO_PAGE: u64 = 1 << 63;
+pub(super) const ZERO_PAGE: u64 = 1 << 63;
 
-static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+pub(super) static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// Pages as received: numbers that were checked, and the bytes of those that have any.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ impl PageList {
 }
 
 /// Does the page lie in one of the regions?
-fn contains(memory: &[MemoryRegion], page: u64) -> bool {
+pub(super) fn contains(memory: &[MemoryRegion], page: u64) -> bool {
     let first_byte = page.checked_mul(PAGE_SIZE as u64);
     first_byte.is_some_and(|at| {
         memory

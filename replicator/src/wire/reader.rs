@@ -1,6 +1,7 @@
 //! Bounded reading of little-endian fields.
 
 /// Reads fields from the front of a slice; none when they are not there.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {

@@ -55,7 +55,7 @@ fn epoch(pages: u64, state: usize, writes: &[usize]) -> Arc<Capture> {
 
 fn frames(capture: &Arc<Capture>) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
-    ship(capture, 3, 9, 410, |frame| {
+    ship(capture, Delta::whole(capture), 3, 9, 410, |frame| {
         frames.push([frame.head.as_slice(), frame.body.bytes()].concat());
     })
     .expect("it is not too large");
@@ -155,7 +155,7 @@ fn frames_lost_doubled_or_swapped_make_no_epoch() {
 #[test]
 fn an_epoch_too_large_is_refused_on_both_sides() {
     let sent = epoch(20, 10, &[]);
-    assert_eq!(ship(&sent, 1, 1, 19, |_| ()), None);
+    assert_eq!(ship(&sent, Delta::whole(&sent), 1, 1, 19, |_| ()), None);
     let begin = |pages: u64, state: u64, disk: u64| {
         let sizes = [pages, state, disk].map(u64::to_le_bytes).concat();
         receive(&Frame::new(Kind::EpochBegin, 1, 5, &sizes).head, 4096)

@@ -137,12 +137,12 @@ fn a_dialer_tells_what_is_wrong_with_its_peer() {
     let mut pair = Pair::plain();
     pair.dial = listener.local_addr().expect("a bound listener");
     let world = world();
-    let mut other = b"EVTW\x07\0\x01\0".to_vec();
+    let mut other = b"EVTW\xFF\xFF\x01\0".to_vec();
     other.resize(64, 0);
     let mut web = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
     web.resize(64, b' ');
     for (words, want) in [
-        (other, "version 7"),
+        (other, "version 65535"),
         (web, "does not speak Evertwin's protocol"),
     ] {
         let mut b = pair.start("b", FakeVm::new(&world, PAGES));

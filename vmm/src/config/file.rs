@@ -28,6 +28,9 @@ const MAX_ENDPOINTS: usize = 8;
 const MIN_RATE: u64 = 1 << 20;
 /// Bytes per second of a disk that are compared, unless the configuration says otherwise.
 const DEFAULT_SCRUB_RATE: u64 = 32 << 20;
+
+/// How much is kept of what was sent, if nothing else is said.
+const DEFAULT_DELTA_CACHE: usize = 64 << 20;
 /// Time from one comparison of the disks to the next, unless the configuration says otherwise: 7 days.
 const DEFAULT_SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Shortest lease: a busy host may keep a process waiting for a good part of it.
@@ -102,6 +105,7 @@ struct ReplicationEntry {
     resync_rate: Option<String>,
     scrub_every: Option<String>,
     scrub_rate: Option<String>,
+    delta_cache: Option<String>,
     #[serde(default)]
     fast_path: FastPath,
 }
@@ -341,6 +345,7 @@ fn replication(
             None => DEFAULT_SCRUB_RATE,
             Some(text) => rate("scrub_rate", text)?,
         },
+        delta_cache: delta_cache(entry.and_then(|r| r.delta_cache.as_deref()))?,
         control: match &file.control {
             Some(path) => place(path),
             None => default_socket(&file.name, node),
@@ -468,6 +473,22 @@ fn rate(key: &str, text: &str) -> Result<u64, ConfigError> {
             "{key} `{text}` is not a number of bytes per second, 1M or more: write for example 100M"
         ))),
     }
+}
+
+/// How much is kept of what was sent.
+fn delta_cache(text: Option<&str>) -> Result<usize, ConfigError> {
+    let Some(text) = text else {
+        return Ok(DEFAULT_DELTA_CACHE);
+    };
+    let size = parse_size(text)
+        .ok()
+        .and_then(|size| usize::try_from(size).ok());
+    let size = size.filter(|size| (1 << 20..=1 << 34).contains(size));
+    size.ok_or_else(|| {
+        ConfigError::Value(format!(
+            "delta_cache `{text}` is not a size from 1M to 16G: write for example 64M"
+        ))
+    })
 }
 
 /// How often the disks are compared: a time, or not at all.

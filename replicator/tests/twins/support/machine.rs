@@ -577,6 +577,14 @@ impl Machine for FakeVm {
         Ok(())
     }
 
+    fn store_part(&mut self, page: u64, at: usize, bytes: &[u8]) -> Result<(), MachineError> {
+        let mut inner = self.0.lock();
+        let page = inner.offset(page);
+        let page = page.ok_or_else(|| MachineError::new("no such page"))?;
+        inner.memory[page + at..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
     fn is_behind(&self) -> bool {
         self.0.lock().checks.behind
     }

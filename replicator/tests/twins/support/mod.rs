@@ -249,6 +249,7 @@ impl Pair {
             reconnect: self.reconnect,
             resync_rate: None,
             poll: true,
+            delta_cache: Some(1 << 20),
             scrub_every: self.scrub_every,
             scrub_rate: 1 << 30,
             disk_failure: None,

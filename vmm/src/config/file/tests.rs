@@ -63,12 +63,29 @@ fn the_fast_path_has_switches() {
     let copies_ahead = |switches| with(switches).unwrap().1.unwrap().fast_path.copy_ahead;
     assert!(copies_ahead(""));
     assert!(!copies_ahead("copy_ahead = false"));
+    let deltas = |switches| with(switches).unwrap().1.unwrap().fast_path.deltas;
+    assert!(deltas("poll = false"));
+    assert!(!deltas("deltas = false"));
     for (bad, word) in [
         ("copy_ahead = 1", "boolean"),
         ("copyahead = true", "copyahead"),
     ] {
         let error = with(bad).unwrap_err();
         assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn what_was_sent_is_kept_up_to_a_size() {
+    let with = |size: &str| {
+        let size = format!("epoch = \"5ms\"\ndelta_cache = \"{size}\"");
+        let parsed = parse(&GOOD.replace("epoch = \"5ms\"", &size), Some("a"));
+        parsed.map(|(_, replication)| replication.unwrap().delta_cache)
+    };
+    assert_eq!(with("256M").unwrap(), 256 << 20);
+    for bad in ["0", "100K", "32G", "much"] {
+        let error = with(bad).unwrap_err();
+        assert!(error.contains(&format!("delta_cache `{bad}`")), "{error}");
     }
 }
 
