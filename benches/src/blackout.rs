@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use evertwin::lab::client::LoadOptions;
 use evertwin::lab::pair::PairConfig;
-use evertwin::lab::topology::Node;
+use evertwin::lab::topology::{Node, REPLICATION};
 use evertwin_tests::lab::STEP;
 use evertwin_tests::stage::Stage;
 
@@ -14,6 +14,8 @@ use crate::report::{Demand, Row, Samples, Unit};
 
 const KILLS: usize = 15;
 const FREEZES: usize = 8;
+/// A host that is gone is found so within this time.
+const DETECTION_US: f64 = 100_000.0;
 /// What a client may wait beyond the time that it takes to find out.
 const BEYOND_DETECTION_US: f64 = 20_000.0;
 const DETECTED: &str = "link down";
@@ -29,6 +31,8 @@ const EVENTS: [(&str, &str); 3] = [
 enum Fault {
     Kill,
     Freeze,
+    /// The host's networks carry nothing more of it, and its twin stands still.
+    Vanish,
 }
 
 /// One fault.
@@ -99,6 +103,27 @@ pub fn freeze() -> Row {
         .commands(commands("kill -STOP PID of node a"))
 }
 
+/// Measures a host that is gone from one moment on, as without power.
+#[must_use]
+pub fn vanish() -> Row {
+    let outages: Vec<_> = (0..FREEZES).map(|_| one(Fault::Vanish)).collect();
+    let gaps = samples(&outages, |outage| outage.gap);
+    let detection = samples(&outages, Outage::detection);
+    Row::new("blackout when the primary's host is gone", &gaps)
+        .floor("until the standby found the link down", &detection)
+        .demand(Demand::at_most(
+            "p50 of the detection",
+            Unit::Microseconds,
+            detection.p50(),
+            DETECTION_US,
+        ))
+        .detail("a request that left for the dead host is sent again by its client after 200 ms, Linux's shortest time")
+        .plot(timeline("Blackout when the host is gone", &outages))
+        .commands(commands(
+            "tc qdisc replace dev DEVICE root blackhole (replication), ip link set DEVICE down (LAN), kill -STOP PID of node a",
+        ))
+}
+
 fn samples(outages: &[Outage], of: impl Fn(&Outage) -> Duration) -> Samples {
     let mut samples = Samples::default();
     outages.iter().for_each(|outage| samples.add(of(outage)));
@@ -150,6 +175,13 @@ fn one(fault: Fault) -> Outage {
             .handle()
             .signal(rustix::process::Signal::KILL),
         Fault::Freeze => stage.twin(Node::A).freeze(),
+        Fault::Vanish => {
+            let network = &stage.pair.topology;
+            let cut = network.host(Node::A).cut_outbound(REPLICATION);
+            let cut = cut.and_then(|()| network.set_uplink(Node::A, false));
+            cut.unwrap_or_else(|error| panic!("{error}"));
+            stage.twin(Node::A).freeze();
+        }
     }
     let events = EVENTS.map(|(event, _)| {
         let log = stage.twin(Node::B).log();

@@ -17,6 +17,7 @@ pub mod link;
 pub mod logging;
 pub mod memory;
 pub mod page;
+pub mod pairs;
 pub mod pause;
 pub mod pin;
 pub mod plaintext;

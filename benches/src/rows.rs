@@ -2,7 +2,7 @@
 
 use evertwin_benches::report::Row;
 use evertwin_benches::{
-    blackout, boot, cpu, delay, disk, disk_ha, idle, link, memory, pause, redis, resync,
+    blackout, boot, cpu, delay, disk, disk_ha, idle, link, memory, pairs, pause, redis, resync,
     stock_boot, switchover, wire,
 };
 
@@ -33,7 +33,9 @@ pub(crate) const ROWS: &[Bench] = rows![
     "wire", "bytes on the replication link over those of the dirty pages, key-value load", wire::run;
     "blackout-kill", "how long a client waits when the primary is killed", blackout::kill;
     "blackout-freeze", "how long a client waits when the primary stands still (SIGSTOP)", blackout::freeze;
+    "blackout-host", "how long a client waits when the primary's host is gone", blackout::vanish;
     "idle", "processor time and epochs of a protected pair whose guest is idle", idle::run;
+    "pairs", "eight busy pairs on one machine: answers, and links that are lost", pairs::run;
     "switchover", "how long a client waits when the twins exchange their roles", switchover::run;
     "link-plain", "a link's throughput in plaintext, over a raw socket's", link::plain;
     "link-tls", "a link's throughput with TLS, over a raw socket's", link::tls;

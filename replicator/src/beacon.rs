@@ -38,9 +38,14 @@ impl Beacon {
                 entry.insert(listener)
             }
         };
-        // Whoever looked has seen enough, and makes room for the next.
-        while listener.accept().is_ok() {}
         listener.local_addr()
+    }
+
+    /// Whoever looked has seen enough, and makes room for the next.
+    pub(crate) fn make_room(&self) {
+        for listener in self.0.values() {
+            while listener.accept().is_ok() {}
+        }
     }
 }
 

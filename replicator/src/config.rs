@@ -35,6 +35,9 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Silence after which the peer counts as dead. At least twice `heartbeat`.
     pub timeout: Duration,
+    /// After so long a silence it is looked whether the peer's host is there: one that does not answer is gone, and `timeout` is not
+    /// waited for. Longer than `heartbeat`. None: nobody looks.
+    pub suspect: Option<Duration>,
     /// How long twins wait for each other after their link broke, before they ask the arbiter who
     /// goes on: output is held meanwhile. At most 10 s; none is half of `timeout`. Who is seen to be dead
     /// is not waited for.
@@ -184,6 +187,8 @@ impl Config {
             "replication.reconnect must be 10s at most"
         } else if self.timeout < self.heartbeat * 2 {
             "replication.timeout must be at least twice the heartbeat"
+        } else if self.suspect.is_some_and(|after| after <= self.heartbeat) {
+            "replication.suspect must be longer than the heartbeat"
         } else if self.scrub_rate < 1 << 20 {
             "replication.scrub_rate must be at least 1 MiB a second"
         } else if !(1..=MAX_PATHS).contains(&self.addresses.len()) {

@@ -218,6 +218,8 @@ pub struct ReplicationConfig {
     pub scrub_rate: u64,
     /// The Unix socket by which operators reach this twin.
     pub control: PathBuf,
+    /// After so long a silence it is looked whether the peer's host is there. None: nobody looks.
+    pub suspect: Option<Duration>,
     /// How many bytes of pages that were sent are kept, to tell what changed in them.
     pub delta_cache: usize,
     /// What is done to make epochs cheap.

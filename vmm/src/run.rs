@@ -248,6 +248,7 @@ fn protected(
         reconnect: replication.reconnect,
         resync_rate: replication.resync_rate,
         poll: replication.fast_path.poll,
+        suspect: replication.suspect,
         delta_cache: replication
             .fast_path
             .deltas

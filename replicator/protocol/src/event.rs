@@ -70,6 +70,8 @@ pub enum Input {
     /// The connection was dropped on this side, because of what came over it: the peer is
     /// alive, or was a moment ago.
     LinkFault,
+    /// The peer's host does not answer any more. It may be a mistake: it counts as silence does, which this twin need not wait for.
+    Unreachable,
     /// A part of something larger arrived whole and unharmed.
     Heard,
     /// The peer's message.
@@ -223,6 +225,8 @@ pub enum Action {
 pub enum CloseReason {
     /// Nothing was heard for the configured timeout.
     Silent,
+    /// Its host does not answer.
+    Unreachable,
     /// A message of a right that is no longer in force.
     StaleGeneration,
     /// A message that has no place in this state.

@@ -49,7 +49,7 @@ pub(crate) enum Loss {
     Broken,
     /// Bytes that came over it were harmed: the peer is alive.
     Faulty,
-    /// Nothing came for the configured timeout. That may have been long ago, if this twin was
+    /// Nothing came for the configured timeout, or the peer's host does not answer. The former may have been long ago, if this twin was
     /// frozen itself.
     Silent,
     /// A state of this twin has given it up.
@@ -59,7 +59,7 @@ pub(crate) enum Loss {
 impl From<CloseReason> for Loss {
     fn from(reason: CloseReason) -> Self {
         match reason {
-            CloseReason::Silent => Self::Silent,
+            CloseReason::Silent | CloseReason::Unreachable => Self::Silent,
             CloseReason::StaleGeneration | CloseReason::OutOfPlace(_) => Self::Broken,
             CloseReason::TwoPrimaries(_)
             | CloseReason::NoCapture

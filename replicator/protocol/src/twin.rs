@@ -69,6 +69,8 @@ impl Twin {
             }
             Input::LinkDown => self.link_lost(),
             Input::LinkFault => self.link_gone(Loss::Faulty),
+            Input::Unreachable if self.cx.link.is_up() => self.close(CloseReason::Unreachable),
+            Input::Unreachable => {}
             Input::Heard => self.heard(),
             Input::Received(envelope) => self.receive(envelope),
             Input::Arbiter(answer) if self.cx.answered() => self.answered(answer),

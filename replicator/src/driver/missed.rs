@@ -1,7 +1,7 @@
 //! A peer that is missed: is it dead, or will it be back?
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use evertwin_protocol::Input;
 use tracing::{info, warn};
@@ -12,12 +12,17 @@ use crate::config::Error;
 use crate::ring::Completion;
 use crate::wire::{self, BEACON, Header, VERSION, WireError, beacon_frame};
 
+/// Room is made so often for those who look at this twin. A peer looks 50 times a second, and there is room for 128.
+const ROOM: Duration = Duration::from_secs(1);
+
 /// What each twin knows of the other's life beside their link (PROTOCOL.md §6.1).
 pub(super) struct Missed {
     beacon: Beacon,
     probe: Probe,
     /// Where the peer can be looked for.
     peer: Option<SocketAddr>,
+    /// When room was made for those who look.
+    roomy: Instant,
 }
 
 impl Missed {
@@ -26,6 +31,20 @@ impl Missed {
             beacon: Beacon::default(),
             probe: Probe::new(),
             peer: None,
+            roomy: Instant::now(),
+        }
+    }
+
+    /// Where the peer can be looked for.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// Makes room for those who look, now and then: where there is none nobody is answered.
+    pub(super) fn make_room(&mut self) {
+        if self.roomy.elapsed() >= ROOM {
+            self.roomy = Instant::now();
+            self.beacon.make_room();
         }
     }
 }

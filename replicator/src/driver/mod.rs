@@ -13,6 +13,7 @@ mod missed;
 mod operator;
 mod report;
 mod scrub;
+mod suspect;
 mod sync;
 mod uplink;
 
@@ -44,6 +45,7 @@ use level::Admission;
 use missed::Missed;
 use operator::Pending;
 use scrub::Scrub;
+use suspect::Suspicion;
 use sync::SyncRound;
 use uplink::Uplinks;
 
@@ -113,6 +115,7 @@ pub(crate) struct Driver<'a> {
     growth: Option<Growth>,
     admission: Admission,
     missed: Missed,
+    suspicion: Suspicion,
     /// Until when frames for a guest that was handed over are passed on.
     forward_until: Option<Instant>,
     pending: Option<Pending>,
@@ -196,6 +199,7 @@ impl<'a> Driver<'a> {
             growth: None,
             admission: Admission::default(),
             missed: Missed::new(),
+            suspicion: Suspicion::new(),
             forward_until: None,
             pending: None,
             reported: None,
@@ -226,6 +230,7 @@ impl<'a> Driver<'a> {
             self.pump_scrub();
             self.watch_uplinks();
             self.look_for_peer()?;
+            self.watch_peer()?;
             self.drain()?;
             self.turn()?;
             let wait = self.wait();
@@ -315,6 +320,7 @@ impl<'a> Driver<'a> {
                 }
             }
             Op::Probe => self.looked_for_peer(completion),
+            Op::Look => self.looked(completion),
             Op::Output => {
                 self.drain_and_poll(self.output, Op::Output)?;
                 self.inputs.push_back(Input::OutputWaiting);
@@ -429,7 +435,11 @@ impl<'a> Driver<'a> {
         let sync = self.sync.as_ref().and_then(SyncRound::due);
         let sync = sync.filter(|_| !self.disks.awaits_standby());
         let scrub = self.scrub.due(self.twin.role());
-        let looks = [self.next_look(), self.next_look_at_uplinks()];
+        let looks = [
+            self.next_look(),
+            self.next_look_at_host(),
+            self.next_look_at_uplinks(),
+        ];
         let moments = [network, self.forward_until, sync, scrub];
         let now = Instant::now();
         let moments = moments.into_iter().chain(looks).flatten();

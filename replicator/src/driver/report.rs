@@ -107,6 +107,9 @@ impl Driver<'_> {
                 let timeout = humantime(self.config.timeout);
                 warn!(%peer, timeout, reason = "the peer is silent", "link down");
             }
+            CloseReason::Unreachable => {
+                warn!(%peer, reason = "the peer's host does not answer", "link down");
+            }
             CloseReason::StaleGeneration => warn!(
                 %peer,
                 generation = self.twin.generation(),

@@ -1,4 +1,4 @@
-//! A primary whose uplink has lost its carrier hands its guest over: the standby's may be good (PROTOCOL.md §6.2).
+//! A primary whose uplink has lost its carrier hands its guest over: the standby's may be good (PROTOCOL.md §6.3).
 
 use std::time::{Duration, Instant};
 

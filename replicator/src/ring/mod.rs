@@ -19,6 +19,7 @@ pub(crate) enum Op {
     Accept,
     Dial,
     Probe,
+    Look,
     Receive,
     Send,
     Output,
@@ -32,10 +33,11 @@ pub(crate) enum Op {
     Cancel,
 }
 
-const OPS: [Op; 14] = [
+const OPS: [Op; 15] = [
     Op::Accept,
     Op::Dial,
     Op::Probe,
+    Op::Look,
     Op::Receive,
     Op::Send,
     Op::Output,

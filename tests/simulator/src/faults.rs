@@ -86,6 +86,10 @@ impl World<'_> {
             What::LoseEpoch { from } => self.hosts[from].lose_epoch = true,
             What::Stale { to } if self.hosts[to].paused_until <= now => self.stale(to),
             What::Stale { .. } => {}
+            What::Suspicion { host } if self.hosts[host].paused_until <= now => {
+                self.input(host, Input::Unreachable);
+            }
+            What::Suspicion { .. } => {}
             What::Arbiter {
                 host,
                 for_us,

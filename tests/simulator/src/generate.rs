@@ -3,7 +3,7 @@
 use crate::random::Random;
 use crate::schedule::{Command, Fault, Schedule, Trouble, What};
 
-const KINDS: u64 = 17;
+const KINDS: u64 = 18;
 
 impl Schedule {
     /// The schedule of this seed.
@@ -129,6 +129,7 @@ fn what(random: &mut Random, kind: u64, longest: u64) -> What {
             _ => What::GuestExits { host },
         },
         14 => What::Stale { to: host },
+        15 => What::Suspicion { host },
         _ => What::Operator {
             host,
             command: random.one_of(&[

@@ -90,6 +90,11 @@ pub enum What {
         /// otherwise it comes late.
         lost: bool,
     },
+    /// A twin takes its peer's host for gone, rightly or not.
+    Suspicion {
+        /// Which twin's host.
+        host: usize,
+    },
     /// All connections end, and there are no new ones.
     Partition {
         /// For how long.

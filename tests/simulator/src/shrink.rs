@@ -124,6 +124,7 @@ fn shorten_span(fault: &mut Fault) -> bool {
         | What::Arbiter { for_us, .. } => for_us,
         What::Cut
         | What::HalfCut { .. }
+        | What::Suspicion { .. }
         | What::Damage { .. }
         | What::LoseEpoch { .. }
         | What::Stale { .. }

@@ -106,6 +106,7 @@ struct ReplicationEntry {
     scrub_every: Option<String>,
     scrub_rate: Option<String>,
     delta_cache: Option<String>,
+    suspect: Option<String>,
     #[serde(default)]
     fast_path: FastPath,
 }
@@ -321,6 +322,7 @@ fn replication(
         Some(text) => Some(arbiter(text, place)?),
     };
     let timeout = time("timeout", entry.and_then(|r| r.timeout.as_deref()), 500)?;
+    let heartbeat = time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?;
     let config = ReplicationConfig {
         lease: lease(entry.and_then(|r| r.lease.as_deref()), level, timeout)?,
         protection: level,
@@ -330,7 +332,8 @@ fn replication(
         addresses,
         arbiter,
         epoch: time("epoch", entry.and_then(|r| r.epoch.as_deref()), 20)?,
-        heartbeat: time("heartbeat", entry.and_then(|r| r.heartbeat.as_deref()), 50)?,
+        heartbeat,
+        suspect: suspect(entry.and_then(|r| r.suspect.as_deref()), heartbeat)?,
         timeout,
         reconnect: match entry.and_then(|r| r.reconnect.as_deref()) {
             None => None,
@@ -489,6 +492,20 @@ fn delta_cache(text: Option<&str>) -> Result<usize, ConfigError> {
             "delta_cache `{text}` is not a size from 1M to 16G: write for example 64M"
         ))
     })
+}
+
+/// After how long a silence the peer's host is looked for: a little after a heartbeat was due, if nothing is said.
+fn suspect(text: Option<&str>, heartbeat: Duration) -> Result<Option<Duration>, ConfigError> {
+    match text {
+        None => Ok(Some(heartbeat * 6 / 5)),
+        Some("off") => Ok(None),
+        Some(_) => match time("suspect", text, 0)? {
+            after if after > heartbeat => Ok(Some(after)),
+            after => Err(ConfigError::Value(format!(
+                "suspect {after:?} is too short: it must be longer than the heartbeat, {heartbeat:?}, or \"off\""
+            ))),
+        },
+    }
 }
 
 /// How often the disks are compared: a time, or not at all.

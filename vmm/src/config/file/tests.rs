@@ -90,6 +90,24 @@ fn what_was_sent_is_kept_up_to_a_size() {
 }
 
 #[test]
+fn a_quiet_peer_is_suspected_after_its_heartbeat() {
+    let with = |settings: &str| {
+        let settings = format!("epoch = \"5ms\"\n{settings}");
+        let parsed = parse(&GOOD.replace("epoch = \"5ms\"", &settings), Some("a"));
+        parsed.map(|(_, replication)| replication.unwrap().suspect)
+    };
+    let millis = |millis| Some(Duration::from_millis(millis));
+    assert_eq!(with("").unwrap(), millis(60));
+    assert_eq!(with("heartbeat = \"100ms\"").unwrap(), millis(120));
+    assert_eq!(with("suspect = \"200ms\"").unwrap(), millis(200));
+    assert_eq!(with("suspect = \"off\"").unwrap(), None);
+    for (bad, word) in [("50ms", "longer than the heartbeat"), ("soon", "`soon`")] {
+        let error = with(&format!("suspect = \"{bad}\"")).unwrap_err();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
 fn a_copy_has_a_rate_that_ends() {
     let with = |rate: &str| {
         let rate = format!("epoch = \"5ms\"\nresync_rate = \"{rate}\"");
