@@ -12,6 +12,7 @@ mod connection;
 pub mod control;
 pub mod crash;
 mod driver;
+mod give_back;
 pub mod machine;
 mod network;
 mod ring;

@@ -124,6 +124,16 @@ impl Connection {
         }
     }
 
+    /// Gives back the memory of what has come and was taken, and of what was sent.
+    pub(crate) fn give_back_memory(&mut self) {
+        if !self.receiving {
+            self.reader.give_back_memory();
+        }
+        if let Channel::Tls(session) = &mut self.channel {
+            session.give_back_memory(!self.receiving, !self.sending);
+        }
+    }
+
     /// Starts a receive, unless one is under way.
     #[allow(unsafe_code)]
     pub(crate) fn receive(&mut self, ring: &mut Ring) -> io::Result<()> {

@@ -7,7 +7,7 @@ use evertwin_protocol::{Action, Answer, Envelope, Input, Message};
 use tracing::{error, info, warn};
 
 use super::inbound::Kept;
-use super::sync::{self, SyncRound};
+use super::sync::SyncRound;
 use super::{Driver, Shipment};
 use crate::config::Error;
 use crate::crash::crash_point;
@@ -146,7 +146,7 @@ impl Driver<'_> {
             Action::Note(record) => self.note(record)?,
             Action::Report(report) => {
                 self.report(report);
-                sync::give_back_memory(report);
+                self.give_back_memory(report);
                 self.settle(report);
                 self.settle_growth();
                 self.withhold_failures(report);

@@ -83,6 +83,9 @@ impl Driver<'_> {
         };
         if let Some(connection) = self.network.get(id) {
             connection.put_reader(reader);
+            if std::mem::take(&mut self.link_gives_back) {
+                connection.give_back_memory();
+            }
         }
         if let Some(trouble) = trouble {
             self.part(id, address, trouble)?;

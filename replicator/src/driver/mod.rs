@@ -86,6 +86,8 @@ pub(crate) struct Driver<'a> {
     lease_end: Option<Time>,
     /// What is taken of the guest's time, in percent.
     slowed: u8,
+    /// A copy is over: the link's buffers are larger than what comes needs.
+    link_gives_back: bool,
     /// More of the sync can be read without waiting for anything.
     eager: bool,
     assembly: Assembly,
@@ -181,6 +183,7 @@ impl<'a> Driver<'a> {
             followed_sync: None,
             lease_end: None,
             slowed: 0,
+            link_gives_back: false,
             eager: false,
             assembly: Assembly::default(),
             pages: PageList::default(),

@@ -9,6 +9,7 @@ use super::Driver;
 use crate::connection::Connection;
 use crate::control::SyncStatus;
 use crate::crash::crash_point;
+use crate::give_back;
 use crate::machine::{DiskPosition, MemoryRegion, PAGE_SIZE};
 use crate::wire::{PAGES_PER_FRAME, copying, sync_disk_frames, sync_frame};
 
@@ -282,15 +283,13 @@ impl Driver<'_> {
     }
 }
 
-/// A copy needs more memory than what comes after it: what the allocator keeps of that becomes the host's again.
-pub(super) fn give_back_memory(report: Report) {
-    if !matches!(report, Report::Protected(_) | Report::StandbyReady(_)) {
-        return;
+impl Driver<'_> {
+    /// A copy needs more memory than what comes after it.
+    pub(super) fn give_back_memory(&mut self, report: Report) {
+        if matches!(report, Report::Protected(_) | Report::StandbyReady(_)) {
+            give_back::freed_memory();
+            // That of the link is in use at the moment.
+            self.link_gives_back = true;
+        }
     }
-    // SAFETY: it only touches what is not in use.
-    #[cfg(target_env = "gnu")]
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }

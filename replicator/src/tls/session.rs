@@ -11,6 +11,7 @@ use rustls::unbuffered::{ConnectionState, UnbufferedStatus, WriteTraffic};
 
 use super::TlsError;
 use crate::connection::{Queue, SEND_BYTES};
+use crate::give_back;
 use crate::ring::{BUFFER_BYTES, Buffer};
 use crate::wire::{FrameReader, MAGIC, MAX_FRAME};
 
@@ -129,6 +130,17 @@ impl Session {
         });
         // The engine's own words on the matter, which the peer may want to read.
         while self.engine.wants_write() && self.step(reader, None).is_ok() {}
+    }
+
+    /// Gives back the memory of what was opened and of what was sent, where the kernel does not use it.
+    pub(crate) fn give_back_memory(&mut self, incoming: bool, outgoing: bool) {
+        if incoming && self.opened == self.received {
+            give_back::pages_of(&mut self.incoming);
+        }
+        // Memory that the ring knows stays where it is.
+        if outgoing && self.unsent().is_empty() && self.outgoing.index().is_none() {
+            give_back::pages_of(&mut self.outgoing);
+        }
     }
 
     /// Why this connection can't go on.

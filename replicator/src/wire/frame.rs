@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::WireError;
 use super::header::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
+use crate::give_back;
 use crate::machine::Capture;
 
 /// Bytes of the longest frame.
@@ -108,6 +109,13 @@ impl FrameReader {
             (self.start, self.end) = (0, self.end - self.start);
         }
         &mut self.buffer[self.end..]
+    }
+
+    /// Gives back the memory of what was taken from it.
+    pub(crate) fn give_back_memory(&mut self) {
+        if self.start == self.end {
+            give_back::pages_of(&mut self.buffer);
+        }
     }
 
     /// Adds bytes that came by another way than the room.
