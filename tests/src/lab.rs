@@ -36,7 +36,8 @@ pub struct TestLab {
     /// The hosts.
     pub topology: Topology,
     directory: Option<TempDir>,
-    _turn: MutexGuard<'static, ()>,
+    /// None: another lab, which is there as long, has it.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl TestLab {
@@ -51,6 +52,19 @@ impl TestLab {
     )]
     pub fn new() -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::set_up(Some(turn))
+    }
+
+    /// One more in the turn of this one, which has to outlive it.
+    ///
+    /// # Panics
+    /// As [`TestLab::new`].
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::set_up(None)
+    }
+
+    fn set_up(turn: Option<MutexGuard<'static, ()>>) -> Self {
         preflight::check().unwrap_or_else(|error| panic!("{error}"));
         let topology = Topology::new().unwrap_or_else(|error| panic!("{error}"));
         let directory = tempfile::Builder::new()
