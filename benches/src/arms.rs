@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use evertwin::config::FastPath;
 use evertwin::lab::events::Line;
 use evertwin::lab::pair::{GUEST_MAC, PairConfig};
 use evertwin::lab::process::Process;
@@ -65,6 +66,8 @@ pub struct Setup {
     pub harvest: Option<Duration>,
     /// Whether the primary logs each epoch.
     pub log_epochs: bool,
+    /// What the twins do to make epochs cheap.
+    pub fast_path: FastPath,
 }
 
 impl Default for Setup {
@@ -75,6 +78,7 @@ impl Default for Setup {
             epoch: PairConfig::default().epoch,
             harvest: None,
             log_epochs: false,
+            fast_path: FastPath::default(),
         }
     }
 }
@@ -89,6 +93,14 @@ pub enum Running {
 }
 
 impl Setup {
+    /// The same with one of the optimisations turned off, to see its worth.
+    #[must_use]
+    pub fn switched(&self, off: impl FnOnce(&mut FastPath)) -> Self {
+        let mut setup = self.clone();
+        off(&mut setup.fast_path);
+        setup
+    }
+
     /// Starts the guest, and waits until it is ready, and protected if it is to be.
     ///
     /// # Panics
@@ -139,6 +151,7 @@ impl Setup {
             memory: self.memory.clone(),
             disk: None,
             epoch: self.epoch,
+            fast_path: self.fast_path,
             ..PairConfig::default()
         }
     }

@@ -39,12 +39,17 @@ pub fn epoch(stage: &Stage, node: Node) -> u64 {
     epoch.unwrap_or_else(|| panic!("no epoch in the status: {output:?}"))
 }
 
-/// Measures it in four arms.
+/// Measures it in four arms, and protected without each of two optimisations.
 #[must_use]
 pub fn run() -> Row {
     let mut setup = Setup::default();
     let mut undisturbed = Undisturbed::default();
     let mut arms = Arm::ALL.map(|_| Samples::default());
+    let mut off = [
+        ("poll off", setup.switched(|on| on.poll = false)),
+        ("deltas off", setup.switched(|on| on.deltas = false)),
+    ]
+    .map(|(name, setup)| (name, setup, Samples::default()));
     let (mut link, mut lengths) = (Samples::default(), Samples::default());
     let (mut bytes, mut epochs) = (0, 0);
     for _ in 0..ROUNDS {
@@ -58,6 +63,9 @@ pub fn run() -> Row {
                 (bytes, epochs) = (bytes + measured.bytes, epochs + measured.epochs);
                 link.add_round(&measured.link);
             }
+        }
+        for (_, setup, times) in &mut off {
+            times.add_round(&undisturbed.measure(setup, Arm::Protected, one).times);
         }
     }
     let mut pause = Samples::default();
@@ -74,7 +82,7 @@ pub fn run() -> Row {
     let bare = of(Arm::Bare).p50();
     let added = |arm: Arm| beyond(of(arm), bare);
     let distribution = |arm: &Arm| (arm.name().to_owned(), of(*arm).distribution());
-    let row = Row::new("delay added to a round trip over one connection", &added(Arm::Protected))
+    let mut row = Row::new("delay added to a round trip over one connection", &added(Arm::Protected))
         .floor("the pause's floor, and sending and acknowledging the same bytes", &floor)
         .p50_at_most(600.0)
         .p99_at_most(2000.0)
@@ -97,6 +105,11 @@ pub fn run() -> Row {
             series: Arm::ALL.iter().map(distribution).collect(),
         }))
         .commands(setup.all_commands());
+    for (name, setup, times) in &off {
+        row = row
+            .part(&format!("added with {name}"), &beyond(times, bare))
+            .commands(setup.commands(Arm::Protected));
+    }
     undisturbed.note(row)
 }
 

@@ -17,6 +17,7 @@ const MANY_ROUNDS: usize = 2;
 const PAGES: [u64; 5] = [16, 64, 256, 1024, MANY];
 const FEW: u64 = 64;
 const MANY: u64 = 4096;
+const COPY_AHEAD_OFF: &str = "protected, copy_ahead off";
 const SIZES: [&str; 3] = ["512M", "2G", "8G"];
 /// In each of these sizes.
 const PAGES_OF_SIZES: u64 = 256;
@@ -48,6 +49,14 @@ impl Load {
     /// Pages of an epoch that counts: one round's, of which random ones hit some twice, and a few of the guest's own.
     fn range(&self) -> RangeInclusive<u64> {
         self.pages * 85 / 100..=self.pages * 13 / 10 + 16
+    }
+
+    /// The same load, all of whose pages are copied while the guest stands still.
+    fn without_copy_ahead(&self) -> Self {
+        Self {
+            setup: self.setup.switched(|on| on.copy_ahead = false),
+            ..*self
+        }
     }
 
     fn protected(&self, arm: Arm, undisturbed: &mut Undisturbed) -> Vec<Epoch> {
@@ -119,11 +128,13 @@ fn phases(rounds: &[Vec<Epoch>]) -> Vec<(String, f64)> {
 pub fn few() -> Row {
     let mut undisturbed = Undisturbed::default();
     let load = Load::new(FEW, "seq", SIZES[0]);
-    let (mut stops, mut tls, mut plain) = (vec![], vec![], vec![]);
+    let without = load.without_copy_ahead();
+    let (mut stops, mut tls, mut plain, mut off) = (vec![], vec![], vec![], vec![]);
     for _ in 0..FEW_ROUNDS {
         stops.push(load.stopped());
         tls.push(load.protected(Arm::Protected, &mut undisturbed));
         plain.push(load.protected(Arm::Plaintext, &mut undisturbed));
+        off.push(without.protected(Arm::Protected, &mut undisturbed));
     }
     let floor = times(&stops, |stop| us(stop.floor()));
     let copied = times(&stops, |stop| us(stop.whole));
@@ -134,6 +145,7 @@ pub fn few() -> Row {
     let bars = vec![
         (Arm::Protected.name().to_owned(), phases(&tls)),
         (Arm::Plaintext.name().to_owned(), phases(&plain)),
+        (COPY_AHEAD_OFF.to_owned(), phases(&off)),
         (
             "stop-and-copy".to_owned(),
             vec![
@@ -158,13 +170,15 @@ pub fn few() -> Row {
         .p99_at_most(600.0)
         .times_floor_at_most(2.5)
         .part("protected, no TLS", &pauses(&plain))
+        .part(COPY_AHEAD_OFF, &pauses(&off))
         .part("stop-and-copy, in this process", &copied)
         .detail(format!("p50 by phase: {shown}"))
         .plot(Plot::Bars(Bars {
             title: "Pause by phase, 64 dirty pages".into(),
             bars,
         }))
-        .commands(load.commands());
+        .commands(load.commands())
+        .commands(without.setup.commands(Arm::Protected));
     undisturbed.note(row)
 }
 
@@ -173,6 +187,8 @@ pub fn few() -> Row {
 pub fn many() -> Row {
     let mut undisturbed = Undisturbed::default();
     let loads = PAGES.map(|pages| Load::new(pages, "random", SIZES[0]));
+    let without = loads[PAGES.len() - 1].without_copy_ahead();
+    let mut off = vec![];
     let mut stops = PAGES.map(|_| vec![]);
     let mut epochs = PAGES.map(|_| vec![]);
     for _ in 0..MANY_ROUNDS {
@@ -180,6 +196,7 @@ pub fn many() -> Row {
             stops[number].push(load.stopped());
             epochs[number].push(load.protected(Arm::Protected, &mut undisturbed));
         }
+        off.push(without.protected(Arm::Protected, &mut undisturbed));
     }
     let curve = |name: &str, medians: [f64; PAGES.len()]| {
         let points = PAGES.iter().zip(medians).filter(|(_, us)| *us > 0.0);
@@ -206,6 +223,7 @@ pub fn many() -> Row {
     let row = Row::new("pause per epoch, 4096 scattered dirty pages", &pauses(&epochs[last]))
         .floor("stop-and-copy of as many pages, in this process", &times(&stops[last], |stop| us(stop.whole)))
         .times_floor_at_most(0.25)
+        .part(COPY_AHEAD_OFF, &pauses(&off))
         .part("state ioctls and harvest alone", &times(&stops[last], |stop| us(stop.floor())))
         .part("memcpy of the pages alone", &times(&stops[last], |stop| us(stop.copy)))
         .detail(format!(
@@ -219,7 +237,8 @@ pub fn many() -> Row {
             y: Axis::logarithmic("microseconds"),
             series,
         }))
-        .commands(loads[last].commands());
+        .commands(loads[last].commands())
+        .commands(without.setup.commands(Arm::Protected));
     undisturbed.note(row)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use evertwin::lab::topology::{GUEST, Node};
 use evertwin_tests::lab::TestLab;
 
-use crate::arms::{Arm, Setup, Undisturbed};
+use crate::arms::{Arm, Running, Setup, Undisturbed};
 use crate::delay::epoch;
 use crate::pin::{Pinned, Side};
 use crate::report::{Demand, Row, Samples, Unit};
@@ -58,36 +58,48 @@ fn rate(csv: &str) -> Option<f64> {
     (!rates.is_empty()).then(|| rates.len() as f64 / seconds)
 }
 
-/// Measures it in four arms.
+/// What one start of a guest came to.
+struct Measured {
+    rate: Samples,
+    /// The average length of an epoch, of a pair.
+    epoch: Option<Duration>,
+}
+
+fn one(running: &mut Running) -> Measured {
+    benchmark(running.lab(), &WARM_UP);
+    let before = running.stage().map(|stage| epoch(stage, Node::A));
+    let begun = Instant::now();
+    let mut rate = Samples::of(Unit::PerSecond);
+    rate.push(benchmark(running.lab(), &LOAD));
+    let took = begun.elapsed();
+    let after = running.stage().map(|stage| epoch(stage, Node::A));
+    let epochs = after.zip(before).map(|(after, before)| after - before);
+    Measured {
+        rate,
+        epoch: epochs.map(|epochs| took.div_f64(epochs.max(1) as f64)),
+    }
+}
+
+/// Measures it in four arms, and protected without deltas.
 #[must_use]
 pub fn run() -> Row {
     let mut setup = Setup::default();
+    let without_deltas = setup.switched(|on| on.deltas = false);
+    let mut off = Samples::of(Unit::PerSecond);
     let mut undisturbed = Undisturbed::default();
     let mut rates = Arm::ALL.map(|_| Samples::of(Unit::PerSecond));
     let mut lengths = Samples::default();
     for _ in 0..ROUNDS {
         for arm in ORDER {
-            let (rate, length) = undisturbed.measure(&setup, arm, |running| {
-                benchmark(running.lab(), &WARM_UP);
-                let before = running.stage().map(|stage| epoch(stage, Node::A));
-                let begun = Instant::now();
-                let rate = benchmark(running.lab(), &LOAD);
-                let took = begun.elapsed();
-                let after = running.stage().map(|stage| epoch(stage, Node::A));
-                let epochs = after.zip(before).map(|(after, before)| after - before);
-                (
-                    rate,
-                    epochs.map(|epochs| took.div_f64(epochs.max(1) as f64)),
-                )
-            });
-            let mut round = Samples::of(Unit::PerSecond);
-            round.push(rate);
-            rates[arm.index()].add_round(&round);
-            if let (Arm::Protected, Some(length)) = (arm, length) {
+            let measured = undisturbed.measure(&setup, arm, one);
+            rates[arm.index()].add_round(&measured.rate);
+            if let (Arm::Protected, Some(length)) = (arm, measured.epoch) {
                 setup.harvest = Some(length.max(Duration::from_micros(100)));
                 lengths.add(length);
             }
         }
+        let measured = undisturbed.measure(&without_deltas, Arm::Protected, one);
+        off.add_round(&measured.rate);
     }
     let of = |arm: Arm| &rates[arm.index()];
     let protected = of(Arm::Protected).p50();
@@ -101,12 +113,14 @@ pub fn run() -> Row {
         ))
         .part("bare", of(Arm::Bare))
         .part("protected, no TLS", of(Arm::Plaintext))
+        .part("protected, deltas off", &off)
         .detail(format!(
             "{:.2} of the bare guest's; an epoch is {} long on average, and so often the log is read in the logging arm",
             protected / of(Arm::Bare).p50(),
             lengths.show_p50()
         ))
         .commands(setup.all_commands())
+        .commands(without_deltas.commands(Arm::Protected))
         .commands([command_line(&WARM_UP), command_line(&LOAD)]);
     undisturbed.note(row)
 }

@@ -33,18 +33,31 @@ pub fn sent(host: &NetNamespace) -> u64 {
     bytes.unwrap_or_else(|| panic!("no count of {REPLICATION} in {table}"))
 }
 
-/// Measures it.
-#[must_use]
-pub fn run() -> Row {
-    let setup = Setup {
-        log_epochs: true,
-        ..Setup::default()
-    };
-    let (mut bytes, mut whole) = (Samples::of(Unit::Bytes), Samples::of(Unit::Bytes));
-    let (mut ratio, mut epochs, mut pages) = (0.0, 0, 0);
-    let mut undisturbed = Undisturbed::default();
-    for _ in 0..ROUNDS {
-        let (carried, captured) = undisturbed.measure(&setup, Arm::Protected, |running| {
+/// What the link carried in all rounds.
+struct Carried {
+    /// Bytes of an epoch on the link, of each round.
+    bytes: Samples,
+    /// Bytes of an epoch's dirty pages, of each round.
+    whole: Samples,
+    /// The one over the other, on average.
+    ratio: f64,
+    epochs: usize,
+    pages: u64,
+}
+
+impl Carried {
+    fn new() -> Self {
+        Self {
+            bytes: Samples::of(Unit::Bytes),
+            whole: Samples::of(Unit::Bytes),
+            ratio: 0.0,
+            epochs: 0,
+            pages: 0,
+        }
+    }
+
+    fn measure(&mut self, setup: &Setup, undisturbed: &mut Undisturbed) {
+        let (carried, captured) = undisturbed.measure(setup, Arm::Protected, |running| {
             std::thread::sleep(REST);
             let from = running.guest().log().len();
             let before = sent(running.topology().host(Node::A));
@@ -55,20 +68,49 @@ pub fn run() -> Row {
         });
         let dirty: u64 = captured.iter().map(|epoch| epoch.pages).sum();
         let per_epoch = captured.len().max(1) as f64;
-        bytes.push(carried as f64 / per_epoch);
-        whole.push(dirty as f64 * PAGE / per_epoch);
-        ratio += carried as f64 / (dirty as f64 * PAGE) / ROUNDS as f64;
-        epochs += captured.len();
-        pages += dirty;
+        self.bytes.push(carried as f64 / per_epoch);
+        self.whole.push(dirty as f64 * PAGE / per_epoch);
+        self.ratio += carried as f64 / (dirty as f64 * PAGE) / ROUNDS as f64;
+        self.epochs += captured.len();
+        self.pages += dirty;
     }
-    let row = Row::new("bytes on the wire per epoch, key-value load", &bytes)
-        .floor("all of the dirty pages", &whole)
-        .demand(Demand::at_most("wire / (4096 x dirty pages)", Unit::Ratio, ratio, 0.15))
+
+    fn pages_per_epoch(&self) -> f64 {
+        self.pages as f64 / self.epochs.max(1) as f64
+    }
+}
+
+/// Measures it, and how it would be without deltas.
+#[must_use]
+pub fn run() -> Row {
+    let setup = Setup {
+        log_epochs: true,
+        ..Setup::default()
+    };
+    let without_deltas = setup.switched(|on| on.deltas = false);
+    let (mut carried, mut off) = (Carried::new(), Carried::new());
+    let mut undisturbed = Undisturbed::default();
+    for _ in 0..ROUNDS {
+        carried.measure(&setup, &mut undisturbed);
+        off.measure(&without_deltas, &mut undisturbed);
+    }
+    let row = Row::new("bytes on the wire per epoch, key-value load", &carried.bytes)
+        .floor("all of the dirty pages", &carried.whole)
+        .demand(Demand::at_most("wire / (4096 x dirty pages)", Unit::Ratio, carried.ratio, 0.15))
+        .part("deltas off", &off.bytes)
         .detail(format!(
-            "{epochs} epochs of {:.1} pages; bytes that left by the interface, with the headers of TLS, TCP, IP and Ethernet",
-            pages as f64 / epochs.max(1) as f64
+            "{} epochs of {:.1} pages; bytes that left by the interface, with the headers of TLS, TCP, IP and Ethernet",
+            carried.epochs,
+            carried.pages_per_epoch()
+        ))
+        .detail(format!(
+            "deltas off: {} of the dirty pages, {} epochs of {:.1} pages",
+            Unit::Ratio.show(off.ratio),
+            off.epochs,
+            off.pages_per_epoch()
         ))
         .commands(setup.commands(Arm::Protected))
+        .commands(without_deltas.commands(Arm::Protected))
         .commands([redis::command_line(&LOAD)]);
     undisturbed.note(row)
 }

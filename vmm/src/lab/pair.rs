@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::LabError;
 use super::process::Process;
 use super::topology::{Node, TAP, Topology};
+use crate::config::FastPath;
 use crate::keys;
 
 /// The guest's MAC address.
@@ -46,6 +47,8 @@ pub struct PairConfig {
     pub resync_rate: Option<String>,
     /// How fast disks are compared, as in the config file.
     pub scrub_rate: Option<String>,
+    /// What is done to make epochs cheap.
+    pub fast_path: FastPath,
 }
 
 impl Default for PairConfig {
@@ -65,6 +68,7 @@ impl Default for PairConfig {
             timeout: Duration::from_millis(500),
             resync_rate: None,
             scrub_rate: None,
+            fast_path: FastPath::default(),
         }
     }
 }
@@ -123,6 +127,16 @@ impl PairConfig {
         }
         if let Some(rate) = &self.scrub_rate {
             text += &format!("scrub_rate = \"{rate}\"\n");
+        }
+        if self.fast_path != FastPath::default() {
+            let FastPath {
+                copy_ahead,
+                poll,
+                deltas,
+            } = self.fast_path;
+            text += &format!(
+                "fast_path = {{ copy_ahead = {copy_ahead}, poll = {poll}, deltas = {deltas} }}\n"
+            );
         }
         for node in [Node::A, Node::B] {
             text += &format!(
@@ -252,6 +266,10 @@ mod tests {
         let config = PairConfig {
             arbiter: None,
             disk: None,
+            fast_path: FastPath {
+                poll: false,
+                ..FastPath::default()
+            },
             ..PairConfig::default()
         };
         let parsed: toml::Table = config.to_toml().parse().unwrap();
@@ -261,6 +279,9 @@ mod tests {
             Some("192.168.50.2:7700")
         );
         assert!(parsed.get("disk").is_none() && parsed["replication"].get("arbiter").is_none());
+        let switches = &parsed["replication"]["fast_path"];
+        assert_eq!(switches["poll"].as_bool(), Some(false));
+        assert_eq!(switches["deltas"].as_bool(), Some(true));
         let full: toml::Table = PairConfig::default().to_toml().parse().unwrap();
         assert_eq!(full["disk"][0]["path"].as_str(), Some("disk-{node}.img"));
         assert_eq!(
