@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use evertwin::config::FastPath;
-use evertwin::lab::events::Line;
-use evertwin::lab::pair::{GUEST_MAC, PairConfig};
+use evertwin::lab::epoch::{self, Epoch};
+use evertwin::lab::pair::PairConfig;
 use evertwin::lab::process::Process;
-use evertwin::lab::topology::{Node, TAP, Topology};
+use evertwin::lab::topology::{Node, Topology};
 use evertwin_tests::lab::{STEP, TestLab, evertwin_binary};
 use evertwin_tests::stage::Stage;
 
@@ -110,7 +110,7 @@ impl Setup {
         let mut running = match arm {
             Arm::Bare => {
                 let lab = TestLab::new();
-                let process = lab.evertwin("bare", self.bare_arguments());
+                let process = lab.evertwin("bare", self.pair_config().bare_arguments());
                 Running::Alone(Box::new(process), lab)
             }
             Arm::Logging => {
@@ -135,7 +135,7 @@ impl Setup {
         }
         if self.log_epochs {
             let pair = &mut stage.pair;
-            pair.set_env("EVERTWIN_LOG", "info,evertwin::epoch=debug");
+            pair.set_env("EVERTWIN_LOG", epoch::LOG);
         }
         for (node, side) in [(Node::A, Side::Guest), (Node::B, Side::Other)] {
             let twin = stage.pair.start(node);
@@ -167,22 +167,6 @@ impl Setup {
         }
     }
 
-    fn bare_arguments(&self) -> Vec<String> {
-        let net = format!("tap={TAP},mac={GUEST_MAC}");
-        let options = [
-            ("--kernel", "pico"),
-            ("--cmdline", &self.cmdline),
-            ("--memory", &self.memory),
-            ("--net", &net),
-        ];
-        let options = options.into_iter().flat_map(|(name, value)| [name, value]);
-        ["run"]
-            .into_iter()
-            .chain(options)
-            .map(String::from)
-            .collect()
-    }
-
     /// The commands of an arm, as in the report.
     #[must_use]
     pub fn commands(&self, arm: Arm) -> Vec<String> {
@@ -194,7 +178,12 @@ impl Setup {
         };
         match arm {
             Arm::Bare => {
-                let arguments: Vec<_> = self.bare_arguments().iter().map(quoted).collect();
+                let arguments: Vec<_> = self
+                    .pair_config()
+                    .bare_arguments()
+                    .iter()
+                    .map(quoted)
+                    .collect();
                 vec![format!("{name} {}", arguments.join(" "))]
             }
             Arm::Logging => vec![format!(
@@ -209,10 +198,9 @@ impl Setup {
                 if arm == Arm::Plaintext {
                     config = plaintext::without_keys(&config);
                 }
-                let log = if self.log_epochs {
-                    "EVERTWIN_LOG=info,evertwin::epoch=debug "
-                } else {
-                    ""
+                let log = match self.log_epochs {
+                    true => format!("EVERTWIN_LOG={} ", epoch::LOG),
+                    false => String::new(),
                 };
                 let run = |node| format!("{log}{name} run vm.toml --node {node} --log-format json");
                 vec![run("a"), run("b"), format!("# vm.toml:\n{config}")]
@@ -311,69 +299,5 @@ impl Undisturbed {
                 "the link was lost {lost} times, and what it disturbed was measured again"
             )),
         }
-    }
-}
-
-/// Parts of a pause in the order in which they come. Others are drawn behind them.
-const IN_TIME: [&str; 6] = ["kick", "quiesce", "capture", "harvest", "copy", "resume"];
-
-/// What the primary logs of an epoch.
-#[derive(Debug, Clone)]
-pub struct Epoch {
-    /// Pages in it.
-    pub pages: u64,
-    /// How long the guest stood still, in microseconds.
-    pub pause_us: f64,
-    /// The parts of that, by name, in microseconds.
-    pub phases_us: Vec<(String, f64)>,
-}
-
-impl Epoch {
-    /// None: the line is not about an epoch's capture.
-    #[must_use]
-    pub fn of(line: &Line) -> Option<Self> {
-        // Most lines are none of these, and need not be read.
-        if !line.text.contains("\"pause_us\"") {
-            return None;
-        }
-        let fields: serde_json::Value = serde_json::from_str(&line.text).ok()?;
-        let phases = fields.as_object()?.iter().filter_map(|(name, value)| {
-            let phase = name.strip_suffix("_us").filter(|name| *name != "pause")?;
-            Some((phase.to_owned(), value.as_f64()?))
-        });
-        let mut phases_us: Vec<_> = phases.collect();
-        let order = |phase: &str| IN_TIME.iter().position(|known| *known == phase);
-        phases_us.sort_by_key(|(phase, _)| order(phase).unwrap_or(IN_TIME.len()));
-        Some(Self {
-            pages: fields["pages"].as_u64()?,
-            pause_us: fields["pause_us"].as_f64()?,
-            phases_us,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(text: &str) -> Line {
-        Line {
-            at: std::time::Instant::now(),
-            text: text.into(),
-        }
-    }
-
-    #[test]
-    fn an_epoch_is_read_with_its_phases_in_time() {
-        let text = r#"{"message":"epoch captured","pages":64,"copy_us":40.5,"kick_us":3,"later_us":1,"harvest_us":9,"pause_us":53.5}"#;
-        let epoch = Epoch::of(&line(text)).unwrap();
-        assert_eq!((epoch.pages, epoch.pause_us), (64, 53.5));
-        let names: Vec<_> = epoch
-            .phases_us
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
-        assert_eq!(names, ["kick", "harvest", "copy", "later"]);
-        assert!(Epoch::of(&line(r#"{"message":"protected"}"#)).is_none());
     }
 }

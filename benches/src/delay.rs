@@ -1,10 +1,11 @@
 //! What the output gate adds to a round trip.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use evertwin::lab::resp;
+use evertwin::lab::round_trips::round_trips;
 use evertwin::lab::topology::{GUEST_KV, Node, Topology};
 use evertwin_tests::lab::STEP;
 use evertwin_tests::stage::Stage;
@@ -124,11 +125,11 @@ struct Measured {
 
 fn one(running: &mut Running) -> Measured {
     let stream = running.topology().client.connect(GUEST_KV, STEP);
-    let mut stream = stream.unwrap_or_else(|error| panic!("{error}"));
-    ping_pong(&mut stream, WARM_UP);
+    let stream = stream.unwrap_or_else(|error| panic!("{error}"));
+    ping_pong(&stream, WARM_UP);
     let Some(stage) = running.stage() else {
         return Measured {
-            times: ping_pong(&mut stream, TIME),
+            times: ping_pong(&stream, TIME),
             ..Measured::default()
         };
     };
@@ -137,7 +138,7 @@ fn one(running: &mut Running) -> Measured {
         (epoch(stage, Node::A), sent)
     };
     let before = count();
-    let times = ping_pong(&mut stream, TIME);
+    let times = ping_pong(&stream, TIME);
     let after = count();
     let (epochs, bytes) = (after.0 - before.0, after.1 - before.1);
     let each = usize::try_from(bytes / epochs.max(1)).unwrap_or(usize::MAX);
@@ -155,25 +156,13 @@ fn beyond(samples: &Samples, less: f64) -> Samples {
 }
 
 /// Round trips for so long.
-fn ping_pong(stream: &mut TcpStream, time: Duration) -> Samples {
+fn ping_pong(stream: &TcpStream, time: Duration) -> Samples {
     let _pinned = Pinned::to(Side::Other);
+    let ping = |request: &mut Vec<u8>| resp::encode(request, &[b"PING"]);
+    let answered = round_trips(stream, time, ping);
     let mut times = Samples::default();
-    let mut exchange = || -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(STEP))?;
-        let mut answers = BufReader::new(stream.try_clone()?);
-        let mut request = Vec::new();
-        resp::encode(&mut request, &[b"PING"]);
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            let begun = Instant::now();
-            stream.write_all(&request)?;
-            resp::read(&mut answers)?;
-            times.add(begun.elapsed());
-        }
-        Ok(())
-    };
-    exchange().unwrap_or_else(|error| panic!("ping-pong: {error}"));
+    let answered = answered.unwrap_or_else(|error| panic!("ping-pong: {error}"));
+    answered.iter().for_each(|time| times.add(*time));
     times
 }
 

@@ -3,7 +3,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::arms::{Arm, Epoch, Setup, Undisturbed};
+use evertwin::lab::epoch::Epoch;
+
+use crate::arms::{Arm, Setup, Undisturbed};
 use crate::floor::{Stop, Stoppable};
 use crate::plot::{Axis, Bars, Lines, Plot};
 use crate::report::{Demand, Row, Samples, Unit};

@@ -21,16 +21,8 @@ const REST: Duration = Duration::from_millis(300);
 /// If the host does not say.
 #[must_use]
 pub fn sent(host: &NetNamespace) -> u64 {
-    let table = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
-    let table = table.ok().and_then(Result::ok).unwrap_or_default();
-    let line = table.lines().find_map(|line| {
-        let (name, rest) = line.trim_start().split_once(':')?;
-        (name == REPLICATION).then_some(rest)
-    });
-    // Eight fields of what was received come first (proc_net_dev(5)).
-    let field = line.and_then(|line| line.split_whitespace().nth(8));
-    let bytes = field.and_then(|field| field.parse().ok());
-    bytes.unwrap_or_else(|| panic!("no count of {REPLICATION} in {table}"))
+    let sent = host.sent(REPLICATION);
+    sent.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What the link carried in all rounds.

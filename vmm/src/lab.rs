@@ -10,12 +10,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub mod client;
+pub mod epoch;
 pub mod events;
 pub mod namespace;
 pub mod pair;
 pub mod preflight;
 pub mod process;
 pub mod resp;
+pub mod round_trips;
 pub mod topology;
 
 /// Why a lab could not be set up, or did not do what was waited for.

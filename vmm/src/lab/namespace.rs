@@ -117,6 +117,25 @@ impl NetNamespace {
             )))
     }
 
+    /// Bytes that have left by a network device so far, with all headers.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] if there is no such device.
+    pub fn sent(&self, device: &str) -> Result<u64, LabError> {
+        let table = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let failed = || format!("reading what {device} of {} has sent", self.name);
+        let table = table.map_err(LabError::io(failed()))?;
+        let line = table.lines().find_map(|line| {
+            let (name, rest) = line.trim_start().split_once(':')?;
+            (name == device).then_some(rest)
+        });
+        // Eight fields of what was received come first (proc_net_dev(5)).
+        let field = line.and_then(|line| line.split_whitespace().nth(8));
+        let bytes = field.and_then(|field| field.parse().ok());
+        let missing = || LabError::io(failed())(io::ErrorKind::NotFound.into());
+        bytes.ok_or_else(missing)
+    }
+
     /// Runs lines of the `ip` command (without the leading `ip`) inside the namespace.
     ///
     /// # Errors

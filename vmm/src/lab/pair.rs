@@ -85,6 +85,24 @@ impl PairConfig {
         }
     }
 
+    /// Arguments of `evertwin` that run the same guest alone, without its disks.
+    #[must_use]
+    pub fn bare_arguments(&self) -> Vec<String> {
+        let net = format!("tap={TAP},mac={GUEST_MAC}");
+        let options = [
+            ("--kernel", &self.kernel),
+            ("--cmdline", &self.cmdline),
+            ("--memory", &self.memory),
+            ("--net", &net),
+        ];
+        let options = options.into_iter().flat_map(|(name, value)| [name, value]);
+        ["run"]
+            .into_iter()
+            .chain(options)
+            .map(String::from)
+            .collect()
+    }
+
     /// How the names of its disks' images begin, and their sizes in bytes.
     fn disks(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let disks = [("disk", self.disk), ("disk2", self.second_disk)];
