@@ -4,18 +4,15 @@
 //! Two twins are started as a user would start them, on two hosts made of network namespaces. A client streams
 //! numbered writes over one connection and judges every answer. In the middle the primary is killed.
 
-mod interrupt;
-mod narrate;
-
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::lab::client::{Load, LoadOptions, Verdict};
+use crate::lab::interrupt::Cleaner;
 use crate::lab::pair::{Pair, PairConfig};
 use crate::lab::topology::{CLIENT, GUEST, GUEST_KV, Node, Topology};
-use crate::lab::{LabError, preflight};
-use interrupt::Cleaner;
-use narrate::{Narrator, grouped};
+use crate::lab::{LabError, own_binary, preflight};
+use crate::narrate::{Narrator, grouped};
 
 /// How long the load runs before the kill, and again after it.
 const LOAD: Duration = Duration::from_secs(4);
@@ -28,16 +25,8 @@ const STEP: Duration = Duration::from_secs(15);
 /// To be called while the process still has only one thread: without root it enters a user namespace first.
 #[must_use]
 pub fn run(slow: u32) -> u8 {
-    let story = Narrator::new();
-    let prepared = preflight::gain_namespace_rights()
-        .and_then(|()| preflight::check())
-        .and_then(|()| {
-            tempfile::Builder::new()
-                .prefix("evertwin-demo-")
-                .tempdir()
-                .map_err(LabError::io("making a directory for the demo"))
-        });
-    let directory = match prepared {
+    let story = Narrator::on_stdout();
+    let directory = match preflight::prepare("evertwin-demo-") {
         Ok(directory) => directory,
         Err(error) => {
             story.verdict(&format!("demo: FAIL {error}"));
@@ -79,7 +68,7 @@ pub fn run(slow: u32) -> u8 {
 /// The story itself. Everything it starts has ended when it returns.
 fn tell(story: &Narrator, directory: &Path, slow: u32) -> Result<Verdict, LabError> {
     story.title("evertwin demo: a virtual machine that survives the death of its host");
-    let cleaner = Cleaner::install(directory)?;
+    let cleaner = Cleaner::install("demo", directory)?;
     let config = PairConfig::default().slowed(slow);
     let step = STEP * slow;
     let topology = Topology::new()?;
@@ -190,8 +179,4 @@ fn describe_network(story: &Narrator, topology: &Topology) {
 /// Lets the load run for a while, or until it ends by itself.
 fn load_for(load: &Load, time: Duration) {
     load.wait_until(time, |seen| seen.broken.is_some());
-}
-
-fn own_binary() -> Result<PathBuf, LabError> {
-    std::env::current_exe().map_err(LabError::io("finding evertwin's own binary"))
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 pub mod client;
 pub mod epoch;
 pub mod events;
+pub(crate) mod interrupt;
 pub mod namespace;
 pub mod pair;
 pub mod preflight;
@@ -102,4 +103,9 @@ impl LabError {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
+}
+
+/// The program that runs now, to start it again as a twin.
+pub(crate) fn own_binary() -> Result<PathBuf, LabError> {
+    std::env::current_exe().map_err(LabError::io("finding evertwin's own binary"))
 }

@@ -5,6 +5,7 @@
 //! protected one.
 
 mod acpi;
+pub mod bench;
 pub mod boot;
 pub mod checkpoint;
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod lab;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+mod narrate;
 pub mod operate;
 pub mod page_set;
 mod reset_vector;

@@ -71,7 +71,8 @@ fn execute(cli: &Cli, started: Instant) -> Result<ExitCode, Box<dyn std::error::
             );
             Ok(ExitCode::SUCCESS)
         }
-        // No thread has been started yet, as the demo demands.
+        // No thread has been started yet, as these two demand.
         Command::Demo(options) => Ok(evertwin::demo::run(options.slow).into()),
+        Command::Bench(options) => Ok(evertwin::bench::run(options).into()),
     }
 }

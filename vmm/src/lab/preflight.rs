@@ -5,8 +5,21 @@ use std::io;
 use std::path::Path;
 
 use rustix::thread::UnshareFlags;
+use tempfile::TempDir;
 
 use super::LabError;
+
+/// All that comes before a lab: the rights, what it needs of this machine, and a directory for its files.
+/// To be called while the process has one thread.
+///
+/// # Errors
+/// Those of [`gain_namespace_rights`] and [`check`], and [`LabError::Io`] where there is no room for a directory.
+pub(crate) fn prepare(prefix: &str) -> Result<TempDir, LabError> {
+    gain_namespace_rights()?;
+    check()?;
+    let made = tempfile::Builder::new().prefix(prefix).tempdir();
+    made.map_err(LabError::io("making a directory for files"))
+}
 
 /// Checks the devices and programs that every lab needs.
 ///
