@@ -29,11 +29,22 @@ pub fn round_trips(
         command(&mut request);
         let begun = Instant::now();
         stream.write_all(&request)?;
-        let reply = resp::read(&mut answers)?;
+        let reply = resp::read(&mut answers).map_err(in_words)?;
         times.push(begun.elapsed());
         if let Reply::Error(text) = reply {
             return Err(io::Error::other(text));
         }
     }
     Ok(times)
+}
+
+/// A socket's own word for a time that is over says nothing to people.
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer for {} s", PATIENCE.as_secs()),
+        ),
+        _ => error,
+    }
 }
