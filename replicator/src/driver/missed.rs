@@ -84,6 +84,7 @@ impl Driver<'_> {
             beacon.set_port(port);
         }
         self.missed.peer = Some(beacon);
+        self.suspicion.forget();
         Ok(())
     }
 

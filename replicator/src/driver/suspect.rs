@@ -4,6 +4,7 @@
 //! answers all the same. So who hears nothing where a heartbeat was due looks at the peer's beacon, and a host that does not answer, twice,
 //! is taken for gone at once: without power, frozen, or cut off. It may be a mistake, as any silence may.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use evertwin_protocol::{Input, Role};
@@ -51,6 +52,11 @@ impl Suspicion {
         }
     }
 
+    /// The peer has said anew where to look.
+    pub(super) fn forget(&mut self) {
+        self.answers = None;
+    }
+
     /// How long the host takes for an answer; none if it has never given one over this link.
     fn answers(&self, link: u64) -> Option<Duration> {
         let (over, time) = self.answers?;
@@ -72,19 +78,18 @@ impl Driver<'_> {
     /// Looks whether the host of a quiet peer is there.
     pub(super) fn watch_peer(&mut self) -> Result<(), Error> {
         self.missed.make_room();
+        let now = Instant::now();
+        let until = self.suspicion.look.deadline(false);
+        // Also if nobody is watched any more: it would never end by itself.
+        let expired = self.suspicion.look.expire(&mut self.ring, now);
+        let expired = expired.map_err(Error::Ring)?;
         let (Some((link, quiet, after)), Some(beacon)) = (self.watched(), self.missed.peer())
         else {
             self.suspicion.unanswered = 0;
             return Ok(());
         };
-        let now = Instant::now();
         let suspicion = &mut self.suspicion;
         let answers = suspicion.answers(link);
-        let until = suspicion.look.deadline(false);
-        let expired = suspicion
-            .look
-            .expire(&mut self.ring, now)
-            .map_err(Error::Ring)?;
         if answers.is_some() && quiet < after {
             suspicion.unanswered = 0;
             return Ok(());
@@ -108,12 +113,7 @@ impl Driver<'_> {
         self.look(beacon, now, patience)
     }
 
-    fn look(
-        &mut self,
-        beacon: std::net::SocketAddr,
-        now: Instant,
-        patience: Duration,
-    ) -> Result<(), Error> {
+    fn look(&mut self, beacon: SocketAddr, now: Instant, patience: Duration) -> Result<(), Error> {
         let suspicion = &mut self.suspicion;
         if !suspicion.look.due(now) {
             return Ok(());
