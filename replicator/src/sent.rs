@@ -93,14 +93,29 @@ impl SentPages {
         self.bytes = Vec::new();
     }
 
+    /// What the standby has of a page is not known from now on.
+    pub(crate) fn forget_page(&mut self, page: u64) {
+        let first = self.first_slot(page);
+        let set = self.numbers.get_mut(first..first + WAYS);
+        let known = set.and_then(|set| set.iter_mut().find(|number| **number == page + 1));
+        if let Some(number) = known {
+            *number = 0;
+        }
+    }
+
+    /// Where a page's set begins.
+    fn first_slot(&self, page: u64) -> usize {
+        let spread = page.wrapping_mul(SPREAD) >> 32;
+        (spread as usize % self.sets) * WAYS
+    }
+
     /// The slot of a page.
     pub(crate) fn slot(&mut self, page: u64) -> Slot<'_> {
         if self.numbers.is_empty() {
             self.numbers = vec![0; self.sets * WAYS];
             self.bytes = vec![0; self.sets * WAYS * PAGE_SIZE];
         }
-        let spread = page.wrapping_mul(SPREAD) >> 32;
-        let first = (spread as usize % self.sets) * WAYS;
+        let first = self.first_slot(page);
         let set = &mut self.numbers[first..first + WAYS];
         let number = page + 1;
         let known = set.iter().position(|other| *other == number);

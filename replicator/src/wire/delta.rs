@@ -15,6 +15,13 @@ use crate::sent::{Sent, SentPages, Slot};
 /// Changes that take more of a page than this travel as the whole page.
 const MOST_CHANGES: usize = PAGE_SIZE * 3 / 4;
 
+/// After so many pages in a row of which nothing was known, or everything had changed, comparing does not pay: a stream goes through
+/// the guest's memory.
+const IN_VAIN: usize = 64;
+
+/// One page of so many is compared even then.
+const PROBE: usize = 16;
+
 /// State is compared in blocks of so many bytes.
 const BLOCK: usize = 4096;
 
@@ -45,11 +52,21 @@ impl Delta {
         let mut delta = Self::default();
         let mut payloads = Payloads::default();
         let contents = epoch.bytes.chunks_exact(PAGE_SIZE);
+        // Pages in a row that had to go whole.
+        let mut in_vain = 0;
         for (index, (page, bytes)) in epoch.pages.iter().zip(contents).enumerate() {
-            let told = tell(&mut sent.pages, *page, bytes, payloads.current());
-            match told {
-                Changed::No => {}
-                Changed::Listed => delta.changed += 1,
+            if in_vain >= IN_VAIN && !index.is_multiple_of(PROBE) {
+                sent.pages.forget_page(*page);
+                delta.whole.push(index);
+                continue;
+            }
+            in_vain += 1;
+            match tell(&mut sent.pages, *page, bytes, payloads.current()) {
+                Changed::No => in_vain = 0,
+                Changed::Listed => {
+                    in_vain = 0;
+                    delta.changed += 1;
+                }
                 Changed::TooMuch => delta.whole.push(index),
             }
         }

@@ -171,6 +171,45 @@ fn what_did_not_change_does_not_travel() {
 }
 
 #[test]
+fn a_stream_through_the_memory_is_hardly_compared_and_leaves_nothing_stale() {
+    let pages = PAGES as u64;
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut link = Link::new();
+    // Both have all of it; then all is new, and after that hardly anything is.
+    let mut capture = Capture {
+        pages: (0..pages).collect(),
+        bytes: vec![1; PAGES * PAGE_SIZE],
+        ..Capture::default()
+    };
+    link.sent = Sent::new(8 * PAGES * PAGE_SIZE);
+    for epoch in 1..6 {
+        link.carry(epoch, &Arc::new(capture.clone()))
+            .expect("it follows");
+    }
+    random.fill(&mut capture.bytes);
+    link.carry(6, &Arc::new(capture.clone()))
+        .expect("it follows");
+    assert!(link.memory == capture.bytes);
+    // What was kept before the stream would fit these pages again.
+    let again = 100..130;
+    let bytes = again.start * PAGE_SIZE..again.end * PAGE_SIZE;
+    capture.bytes[bytes.clone()].fill(1);
+    let some = Capture {
+        pages: again.map(|page| page as u64).collect(),
+        bytes: capture.bytes[bytes].to_vec(),
+        ..Capture::default()
+    };
+    link.carry(7, &Arc::new(some)).expect("it follows");
+    assert!(link.memory == capture.bytes);
+    for epoch in 8..12 {
+        link.carry(epoch, &Arc::new(capture.clone()))
+            .expect("it follows");
+    }
+    assert!(link.memory == capture.bytes);
+    assert!(link.bytes < PAGE_SIZE, "{} bytes", link.bytes);
+}
+
+#[test]
 fn changes_are_refused_by_a_twin_that_has_not_the_epoch_before() {
     let second = |link: &mut Link| {
         link.frames(1, &small(1));
