@@ -25,6 +25,7 @@ pub mod plot;
 pub mod redis;
 pub mod report;
 pub mod resync;
+pub mod slow_link;
 pub mod stock_boot;
 pub mod switchover;
 pub mod wire;

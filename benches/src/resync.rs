@@ -147,7 +147,7 @@ fn stage(mib: u64) -> Stage {
     stage
 }
 
-fn start_primary(stage: &mut Stage) {
+pub(crate) fn start_primary(stage: &mut Stage) {
     stage
         .pair
         .start(Node::A)
@@ -156,14 +156,14 @@ fn start_primary(stage: &mut Stage) {
 }
 
 /// A standby that came back.
-struct Back {
+pub(crate) struct Back {
     /// From the link to the end of its first epoch.
-    time: Duration,
+    pub(crate) time: Duration,
     copy: String,
     bytes: u64,
 }
 
-fn bring_back(stage: &mut Stage) -> Back {
+pub(crate) fn bring_back(stage: &mut Stage) -> Back {
     let from = stage.twin(Node::A).log().len();
     stage
         .pair

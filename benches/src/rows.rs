@@ -3,7 +3,7 @@
 use evertwin_benches::report::Row;
 use evertwin_benches::{
     blackout, boot, cpu, delay, disk, disk_ha, idle, link, memory, pairs, pause, redis, resync,
-    stock_boot, switchover, wire,
+    slow_link, stock_boot, switchover, wire,
 };
 
 /// A row.
@@ -47,6 +47,7 @@ pub(crate) const ROWS: &[Bench] = rows![
     "disk-ha", "single 4 KiB writes of a guest whose disks only are mirrored", disk_ha::write;
     "resync-full", "a full copy of a disk to a standby that has none", resync::full;
     "resync-delta", "a copy of what a returning standby's disk lacks", resync::delta;
+    "resync-slow-link", "a full copy of a disk over a gigabit, packed over not", slow_link::run;
     "boot", "from `evertwin run` to the guest's first instruction", boot::run;
     "memory", "what the process holds beyond the guest's RAM", memory::run;
     "stock-boot", "a stock kernel to its process 1, on an emulated host", stock_boot::run;

@@ -50,6 +50,8 @@ pub struct Config {
     /// Pages and state that have changed travel as what changed in them. To know that, this many bytes of pages that were sent
     /// last are kept. None: all travel whole.
     pub delta_cache: Option<usize>,
+    /// Over a link that is slow, all that is large travels packed.
+    pub pack: bool,
     /// Time from the end of one comparison of both twins' disks to the next one. None: only the operator asks for them.
     pub scrub_every: Option<Duration>,
     /// Bytes per second of a disk that are compared at most. At least 1 MiB.

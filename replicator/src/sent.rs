@@ -1,5 +1,7 @@
 //! What the standby holds of what was sent to it, as far as there is room: of later epochs only what changed has to travel.
 
+use fastrand::Rng;
+
 use crate::machine::PAGE_SIZE;
 
 /// Slots in which one page can be.
@@ -65,7 +67,7 @@ pub(crate) struct SentPages {
     numbers: Vec<u64>,
     /// Memory that was never written to costs nothing.
     bytes: Vec<u8>,
-    random: u64,
+    random: Rng,
 }
 
 /// Where a page's contents are kept.
@@ -83,7 +85,7 @@ impl SentPages {
             sets: (pages / WAYS).max(1),
             numbers: Vec::new(),
             bytes: Vec::new(),
-            random: SPREAD,
+            random: Rng::with_seed(SPREAD),
         }
     }
 
@@ -120,12 +122,7 @@ impl SentPages {
         let number = page + 1;
         let known = set.iter().position(|other| *other == number);
         let way = known.or_else(|| set.iter().position(|other| *other == 0));
-        let way = way.unwrap_or_else(|| {
-            // A linear congruential generator; its high bits are the better ones.
-            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005);
-            self.random = self.random.wrapping_add(1);
-            (self.random >> 61) as usize % WAYS
-        });
+        let way = way.unwrap_or_else(|| self.random.usize(..WAYS));
         set[way] = number;
         let at = (first + way) * PAGE_SIZE;
         let bytes = &mut self.bytes[at..at + PAGE_SIZE];

@@ -1,12 +1,17 @@
-//! A guest that dirties memory faster than the link takes it is slowed until its standby has caught up.
+//! A guest that dirties memory faster than the link takes it is slowed until its standby has caught up. What goes over a slow link is
+//! packed.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
+use evertwin::config::FastPath;
+use evertwin::lab::client::LoadOptions;
 use evertwin::lab::events::Line;
 use evertwin::lab::pair::PairConfig;
 use evertwin::lab::topology::{Node, REPLICATION};
 use evertwin_tests::lab::{SLOW, STEP};
-use evertwin_tests::stage::Stage;
+use evertwin_tests::stage::{Stage, demand_clean, wait_for_more};
 
 const SLOWED: &str = "the guest dirties memory faster than the link takes it: slowed until the standby has caught up";
 const FULL_SPEED: &str = "the guest runs at full speed again";
@@ -69,4 +74,65 @@ fn a_guest_that_outruns_the_link_is_protected() {
         let line = b.console().wait(from, STEP, report).unwrap();
         assert!(line.text.contains("errors=0"), "{}", line.text);
     }
+}
+
+const PACKED: &str = "the link is slow: what goes over it is packed";
+/// Bytes of text on a disk, behind zeroes that are for the guest.
+const TEXT: u64 = 48 << 20;
+const ZEROES: u64 = 4 << 20;
+/// Of which so many go over the link before it is known how fast that is.
+const PLAIN: u64 = 12 << 20;
+
+/// Bytes that a whole copy of such a disk takes over a link of 800 Mbit/s. The guest then moves.
+fn copied_over_a_slow_link(pack: bool) -> u64 {
+    let fast_path = FastPath {
+        pack,
+        ..FastPath::default()
+    };
+    let mut stage = Stage::new(&PairConfig {
+        memory: "64M".to_owned(),
+        disk: Some(ZEROES + TEXT),
+        timeout: Duration::from_secs(2),
+        scrub_rate: Some("1G".to_owned()),
+        fast_path,
+        ..PairConfig::default()
+    });
+    let lines =
+        (0..).flat_map(|line| format!("{line}: the pump ran at {} turns\n", line * 7).into_bytes());
+    let text: Vec<u8> = lines.take(TEXT as usize).collect();
+    let image = File::options()
+        .write(true)
+        .open(stage.lab.path("disk-a.img"));
+    image.unwrap().write_all_at(&text, ZEROES).unwrap();
+    let host = stage.pair.topology.a.clone();
+    host.limit_outbound(REPLICATION, 800 / SLOW).unwrap();
+    stage.protect();
+    let sent = host.sent(REPLICATION).unwrap();
+
+    let log = stage.twin(Node::A).log().lines();
+    let told = log
+        .iter()
+        .any(|line| line.message().as_deref() == Some(PACKED));
+    assert_eq!(told, pack);
+    for what in [&["scrub"][..], &["scrub", "--memory"]] {
+        let output = stage.operate(Node::A, what);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 100);
+    stage.twin(Node::A).kill();
+    stage.wait_for(Node::B, "promoted");
+    wait_for_more(&load, 100);
+    demand_clean(load);
+    sent
+}
+
+#[test]
+fn what_goes_over_a_slow_link_is_packed() {
+    let packed = copied_over_a_slow_link(true);
+    let plain = copied_over_a_slow_link(false);
+    println!("{packed} bytes, {plain} without packing");
+    assert!(plain > TEXT);
+    let rest = (TEXT - PLAIN) / 2;
+    assert!(packed < PLAIN + rest, "{packed} of {plain} bytes");
 }

@@ -237,6 +237,8 @@ pub struct FastPath {
     pub poll: bool,
     /// Pages and state that were sent before travel as what changed in them since.
     pub deltas: bool,
+    /// Over a link that carries less than 2 Gbit/s, what is large travels packed.
+    pub pack: bool,
 }
 
 impl Default for FastPath {
@@ -245,6 +247,7 @@ impl Default for FastPath {
             copy_ahead: true,
             poll: true,
             deltas: true,
+            pack: true,
         }
     }
 }

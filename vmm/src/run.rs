@@ -253,6 +253,7 @@ fn protected(
             .fast_path
             .deltas
             .then_some(replication.delta_cache),
+        pack: replication.fast_path.pack,
         scrub_every: replication.scrub_every,
         scrub_rate: replication.scrub_rate,
         disk_failure,

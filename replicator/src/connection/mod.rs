@@ -2,6 +2,7 @@
 
 mod channel;
 mod message;
+mod packing;
 mod plain;
 mod queue;
 mod zero_copy;
@@ -18,6 +19,7 @@ use crate::tls::{Session, TlsError};
 use crate::wire::{Frame, FrameReader};
 use channel::Channel;
 use message::Message;
+use packing::Packing;
 pub(crate) use queue::Queue;
 use zero_copy::ZeroCopy;
 
@@ -39,6 +41,7 @@ pub(crate) struct Connection {
     reader: FrameReader,
     receiving: bool,
     queue: Queue,
+    packing: Packing,
     channel: Channel,
     sending: bool,
     /// What the kernel's send points to.
@@ -67,6 +70,7 @@ impl Connection {
             reader: FrameReader::new(),
             receiving: false,
             queue: Queue::default(),
+            packing: Packing::default(),
             channel: Channel::new(session),
             sending: false,
             message: Message::default(),
@@ -83,8 +87,17 @@ impl Connection {
         self.queue.push_control(frame);
     }
 
-    pub(crate) fn queue_bulk(&mut self, frame: Frame) {
+    /// Returns how many bytes the frame has on the link, without those of TLS.
+    pub(crate) fn queue_bulk(&mut self, frame: Frame) -> usize {
+        let frame = self.packing.pack(frame);
+        let bytes = frame.len();
         self.queue.push_bulk(frame);
+        bytes
+    }
+
+    /// From here on bulk frames are packed, should the link turn out to be slow.
+    pub(crate) fn allow_packing(&mut self) {
+        self.packing.allow();
     }
 
     /// Bytes of bulk frames that wait for a send.
@@ -129,6 +142,7 @@ impl Connection {
         if !self.receiving {
             self.reader.give_back_memory();
         }
+        self.packing.give_back_memory();
         if let Channel::Tls(session) = &mut self.channel {
             session.give_back_memory(!self.receiving, !self.sending);
         }
@@ -229,7 +243,10 @@ impl Connection {
         }
         let sent = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))?;
         self.channel.sent(sent);
-        if self.channel.unsent_bytes() == 0 {
+        let all_taken = self.channel.unsent_bytes() == 0;
+        let rests = all_taken && self.queue.is_empty();
+        self.packing.sent(sent, rests, Instant::now());
+        if all_taken {
             self.zero_copy.passed(&mut self.channel);
         }
         Ok(())

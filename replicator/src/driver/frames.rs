@@ -11,8 +11,8 @@ use crate::crash::crash_point;
 use crate::network::Place;
 use crate::tls::TlsError;
 use crate::wire::{
-    Difference, FrameReader, Header, Hello, Kind, WireError, disk_write, for_now, reject,
-    reject_reason,
+    Difference, FrameReader, Header, Hello, Kind, PACKED, VERSION, WireError, disk_write, for_now,
+    reject, reject_reason,
 };
 
 /// Why a connection can't go on.
@@ -197,7 +197,9 @@ impl Driver<'_> {
                     Ok(())
                 };
             }
-            Kind::Hello | Kind::Reject => return Err(WireError::OutOfPlace(kind).into()),
+            Kind::Hello | Kind::Reject | Kind::Packed => {
+                return Err(WireError::OutOfPlace(kind).into());
+            }
         };
         if payload.is_empty() {
             self.received(header, message, &[])
@@ -258,6 +260,9 @@ impl Driver<'_> {
         self.uplinks.peer_greets();
         if let Some(link) = &mut self.network.link {
             link.verified = true;
+            if self.config.pack && hello.version.min(VERSION) >= PACKED {
+                link.allow_packing();
+            }
             info!(
                 peer = %link.address,
                 node = %hello.node,

@@ -255,8 +255,7 @@ impl Driver<'_> {
                     .iter()
                     .flat_map(|write| sync_disk_frames(round.generation, write))
                 {
-                    round.bytes += frame.len() as u64;
-                    link.queue_bulk(frame);
+                    round.bytes += link.queue_bulk(frame) as u64;
                 }
                 round.tell(false, goes_on.then_some(link));
                 crash_point("sync::disks");
@@ -275,8 +274,7 @@ impl Driver<'_> {
             self.machine.read_pages(&round.chunk, &mut round.contents);
             owed = owed.saturating_sub(round.contents.len() as u64);
             let frame = sync_frame(round.generation, &round.chunk, &round.contents);
-            round.bytes += frame.len() as u64;
-            link.queue_bulk(frame);
+            round.bytes += link.queue_bulk(frame) as u64;
             round.tell(false, goes_on.then_some(link));
             crash_point("sync::memory");
         }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::WireError;
 use super::header::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
+use super::packed::unpack;
 use crate::give_back;
 use crate::machine::Capture;
 
@@ -78,6 +79,8 @@ pub(crate) struct FrameReader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Of the packed frame that was taken last.
+    unpacked: Vec<u8>,
 }
 
 impl FrameReader {
@@ -88,6 +91,7 @@ impl FrameReader {
             buffer: vec![0; Self::CAPACITY].into_boxed_slice(),
             start: 0,
             end: 0,
+            unpacked: Vec::new(),
         }
     }
 
@@ -97,6 +101,7 @@ impl FrameReader {
             buffer: Box::default(),
             start: 0,
             end: 0,
+            unpacked: Vec::new(),
         }
     }
 
@@ -116,6 +121,7 @@ impl FrameReader {
         if self.start == self.end {
             give_back::pages_of(&mut self.buffer);
         }
+        self.unpacked = Vec::new();
     }
 
     /// Adds bytes that came by another way than the room.
@@ -137,7 +143,7 @@ impl FrameReader {
         self.start < self.end
     }
 
-    /// The next whole frame, verified.
+    /// The next whole frame, verified; of a packed one, the frame in it.
     pub(crate) fn next(&mut self) -> Result<Option<(Header, &[u8])>, WireError> {
         let have = &self.buffer[self.start..self.end];
         // A record of TLS (RFC 8446, 5.1), which may be shorter than a header.
@@ -153,6 +159,10 @@ impl FrameReader {
         };
         header.verify(head, payload)?;
         self.start += HEADER_LEN + payload.len();
+        if header.kind == Kind::Packed {
+            let inner = unpack(&header, payload, &mut self.unpacked)?;
+            return Ok(Some((inner, &self.unpacked)));
+        }
         Ok(Some((header, payload)))
     }
 }

@@ -43,6 +43,9 @@ pub(crate) const GO_ON: u16 = 6;
 /// The version that brought epochs that are told by what changed.
 pub(crate) const CHANGES: u16 = 7;
 
+/// The version that brought packed frames.
+pub(crate) const PACKED: u16 = 7;
+
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 40;
 
@@ -131,6 +134,8 @@ pub enum Kind {
     PageChanges = 35,
     /// What changed in the machine's state since the epoch before.
     StateChanges = 36,
+    /// Another frame, made smaller.
+    Packed = 37,
 }
 
 impl Kind {
@@ -150,6 +155,7 @@ impl Kind {
             Self::UplinkState => UPLINK,
             Self::CopyBase | Self::DisksCopied | Self::SyncProgress => GO_ON,
             Self::PageChanges | Self::StateChanges => CHANGES,
+            Self::Packed => PACKED,
             _ => OLDEST,
         }
     }
@@ -196,6 +202,7 @@ impl TryFrom<u16> for Kind {
             34 => Self::SyncProgress,
             35 => Self::PageChanges,
             36 => Self::StateChanges,
+            37 => Self::Packed,
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -258,6 +265,12 @@ impl Header {
             len,
             checksum,
         })
+    }
+
+    /// The kind of a frame that was sealed here.
+    pub(crate) fn kind_of(head: &[u8]) -> Option<Kind> {
+        let kind = head.get(6..8)?.try_into().ok()?;
+        Kind::try_from(u16::from_le_bytes(kind)).ok()
     }
 
     /// Writes a header to the front of `frame`, whose payload follows it there and goes on

@@ -16,6 +16,7 @@ mod header;
 mod hello;
 mod inbound;
 pub(crate) mod mirror;
+mod packed;
 mod pages;
 mod reader;
 pub(crate) mod scrub;
@@ -32,10 +33,11 @@ pub(crate) use frame::{Frame, FrameReader, MAX_FRAME};
 pub use header::Kind;
 pub(crate) use header::{
     BEACON, CHANGES, DISK_FAILED, GO_ON, GROW, HAND_OVER, Header, MAGIC, MAX_PAYLOAD, MIRROR,
-    SCRUB, UPLINK, VERSION,
+    PACKED, SCRUB, UPLINK, VERSION,
 };
 pub(crate) use hello::{Hello, for_now, put_off, reject, reject_reason};
 pub(crate) use inbound::{inbound, inbound_frame};
+pub(crate) use packed::Packer;
 pub(crate) use pages::{PAGES_PER_FRAME, PageList, sync_frame};
 pub(crate) use uplink::{uplinks, uplinks_frame};
 

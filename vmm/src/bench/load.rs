@@ -4,6 +4,8 @@ use std::io;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
+
 use super::BenchError;
 use super::guest::{Guest, Host};
 use crate::lab::LabError;
@@ -50,25 +52,16 @@ impl Load {
 
     /// One client's commands. Keys come in no order, and each value is a new one.
     fn commands(self, seed: u64) -> impl FnMut(&mut Vec<u8>) + Send {
-        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut next = move || {
-            // Marsaglia's xorshift.
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random
-        };
+        let mut random = Rng::with_seed(seed);
         let mut reads = false;
         move |request| {
-            let key = format!("key:{:012}", next() % KEYS);
+            let key = format!("key:{:012}", random.u64(..KEYS));
             reads = self == Self::SetAndGet && !reads;
             if reads {
                 return resp::encode(request, &[b"GET", key.as_bytes()]);
             }
-            let value: Vec<u8> = std::iter::repeat_with(|| next().to_le_bytes())
-                .flatten()
-                .take(VALUE_BYTES)
-                .collect();
+            let mut value = [0; VALUE_BYTES];
+            random.fill(&mut value);
             resp::encode(request, &[b"SET", key.as_bytes(), &value]);
         }
     }

@@ -151,9 +151,10 @@ impl PairConfig {
                 copy_ahead,
                 poll,
                 deltas,
+                pack,
             } = self.fast_path;
             text += &format!(
-                "fast_path = {{ copy_ahead = {copy_ahead}, poll = {poll}, deltas = {deltas} }}\n"
+                "fast_path = {{ copy_ahead = {copy_ahead}, poll = {poll}, deltas = {deltas}, pack = {pack} }}\n"
             );
         }
         for node in [Node::A, Node::B] {

@@ -250,6 +250,7 @@ impl Pair {
             resync_rate: None,
             poll: true,
             delta_cache: Some(1 << 20),
+            pack: true,
             suspect: Some(Duration::from_millis(30)),
             scrub_every: self.scrub_every,
             scrub_rate: 1 << 30,

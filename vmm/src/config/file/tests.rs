@@ -66,6 +66,9 @@ fn the_fast_path_has_switches() {
     let deltas = |switches| with(switches).unwrap().1.unwrap().fast_path.deltas;
     assert!(deltas("poll = false"));
     assert!(!deltas("deltas = false"));
+    let packs = |switches| with(switches).unwrap().1.unwrap().fast_path.pack;
+    assert!(packs("deltas = false"));
+    assert!(!packs("pack = false"));
     for (bad, word) in [
         ("copy_ahead = 1", "boolean"),
         ("copyahead = true", "copyahead"),
