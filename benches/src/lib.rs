@@ -19,6 +19,7 @@ pub mod memory;
 pub mod page;
 pub mod pairs;
 pub mod pause;
+pub mod peer;
 pub mod pin;
 pub mod plaintext;
 pub mod plot;

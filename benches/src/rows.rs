@@ -2,8 +2,8 @@
 
 use evertwin_benches::report::Row;
 use evertwin_benches::{
-    blackout, boot, cpu, delay, disk, disk_ha, idle, link, memory, pairs, pause, redis, resync,
-    slow_link, stock_boot, switchover, wire,
+    blackout, boot, cpu, delay, disk, disk_ha, idle, link, memory, pairs, pause, peer, redis,
+    resync, slow_link, stock_boot, switchover, wire,
 };
 
 /// A row.
@@ -37,6 +37,7 @@ pub(crate) const ROWS: &[Bench] = rows![
     "idle", "processor time and epochs of a protected pair whose guest is idle", idle::run;
     "pairs", "eight busy pairs on one machine: answers, and links that are lost", pairs::run;
     "switchover", "how long a client waits when the twins exchange their roles", switchover::run;
+    "peer-migration", "a switchover beside QEMU's live migration of the same guest", peer::migration;
     "link-plain", "a link's throughput in plaintext, over a raw socket's", link::plain;
     "link-tls", "a link's throughput with TLS, over a raw socket's", link::tls;
     "disk-random", "4 KiB random writes of a protected guest, 16 at once", disk::random_writes;
