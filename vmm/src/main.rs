@@ -8,7 +8,8 @@ use clap::Parser;
 use evertwin::cli::{Cli, Command, LogFormat};
 use evertwin::control::Request;
 use evertwin::operate::{self, OperateError};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -30,15 +31,17 @@ fn main() -> ExitCode {
 }
 
 fn start_log(cli: &Cli) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&cli.log)
+    let filter: Targets = cli
+        .log
+        .parse()
         .map_err(|e| format!("--log {}: {e}; try info or debug", cli.log))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match cli.log_format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with(lines.with_target(false)).init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).init(),
     }
     Ok(())
 }

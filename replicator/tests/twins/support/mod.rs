@@ -22,6 +22,8 @@ use evertwin_replicator::{Config, Ended, Error, NodeId, Uplink};
 use keys::Authority;
 use machine::{FakeVm, Handle, World};
 use rustix::event::{EventfdFlags, eventfd};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -292,10 +294,14 @@ impl Pair {
 
 /// The log goes to the test's output; EVERTWIN_TEST_LOG says which part of it.
 fn show_log() {
-    let filter = tracing_subscriber::EnvFilter::from_env("EVERTWIN_TEST_LOG");
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    let wanted = std::env::var("EVERTWIN_TEST_LOG");
+    let filter: Targets = wanted.as_deref().unwrap_or("error").parse().unwrap();
+    let lines = tracing_subscriber::fmt::layer().with_thread_names(true);
     // Fails when another test of this process has done it.
-    let _ = log.with_thread_names(true).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init();
 }
 
 /// Sets the failpoints named in the environment: these tests must fail then.
