@@ -60,6 +60,8 @@ pub struct Setup {
     pub cmdline: String,
     /// Its memory, as in a config file.
     pub memory: String,
+    /// How many vCPUs it has where it is protected. Pico runs on the first; the others wait for their start.
+    pub vcpus: u8,
     /// The longest epoch.
     pub epoch: Duration,
     /// How often the log is read if that is all; the length of an epoch, if not said.
@@ -75,6 +77,7 @@ impl Default for Setup {
         Self {
             cmdline: "workload=kv ip=10.77.0.2/24".into(),
             memory: "128M".into(),
+            vcpus: 1,
             epoch: PairConfig::default().epoch,
             harvest: None,
             log_epochs: false,
@@ -149,6 +152,7 @@ impl Setup {
         PairConfig {
             cmdline: self.cmdline.clone(),
             memory: self.memory.clone(),
+            vcpus: self.vcpus,
             disk: None,
             epoch: self.epoch,
             fast_path: self.fast_path,

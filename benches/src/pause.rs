@@ -23,6 +23,7 @@ const COPY_AHEAD_OFF: &str = "protected, copy_ahead off";
 const SIZES: [&str; 3] = ["512M", "2G", "8G"];
 /// In each of these sizes.
 const PAGES_OF_SIZES: u64 = 256;
+const VCPUS: u8 = 8;
 
 /// A guest that writes so many pages per period, and an epoch as long as that.
 #[derive(Debug, Clone)]
@@ -295,5 +296,31 @@ pub fn by_memory() -> Row {
             ],
         }))
         .commands(loads[2].commands());
+    undisturbed.note(row)
+}
+
+/// Measures the same pages with many vCPUs. They share the processors that the guest has.
+#[must_use]
+pub fn by_vcpus() -> Row {
+    let mut undisturbed = Undisturbed::default();
+    let one = Load::new(FEW, "seq", SIZES[0]);
+    let mut all = one.clone();
+    all.setup.vcpus = VCPUS;
+    let (mut of_one, mut of_all) = (vec![], vec![]);
+    for _ in 0..MANY_ROUNDS {
+        of_all.push(all.protected(Arm::Protected, &mut undisturbed));
+        of_one.push(one.protected(Arm::Protected, &mut undisturbed));
+    }
+    let (of_one, of_all) = (pauses(&of_one), pauses(&of_all));
+    let more = f64::from(VCPUS) - 1.0;
+    let each = (of_all.p50() - of_one.p50()) / more;
+    let row = Row::new("pause per epoch, 64 dirty pages, 8 vCPUs", &of_all)
+        .floor("the same with one", &of_one)
+        .times_floor_at_most(f64::from(VCPUS))
+        .detail(format!(
+            "each vCPU more takes {}; all eight have one processor here, and only the first has work",
+            Unit::Microseconds.show(each)
+        ))
+        .commands(all.commands());
     undisturbed.note(row)
 }

@@ -23,10 +23,14 @@ macro_rules! rows {
     };
 }
 
+/// To start a process takes longer the more memory the one has that starts it, so this begins with that.
 pub(crate) const ROWS: &[Bench] = rows![
+    "boot", "from `evertwin run` to the guest's first instruction", boot::run;
+    "memory", "what the process holds beyond the guest's RAM", memory::run;
     "pause-64", "how long the guest stands still at an epoch's end, with 64 dirty pages", pause::few;
     "pause-4096", "the same with 4096 scattered pages, over a stop-and-copy of as many", pause::many;
     "pause-ram", "the same with 256 pages of 8 GiB of RAM, over 512 MiB", pause::by_memory;
+    "pause-vcpus", "the same with 64 pages and 8 vCPUs, over one", pause::by_vcpus;
     "delay", "what protection adds to a round trip over one connection", delay::run;
     "redis", "redis-benchmark with 32 clients, protected over dirty logging only", redis::run;
     "cpu", "a guest that only computes, protected over bare", cpu::run;
@@ -49,7 +53,5 @@ pub(crate) const ROWS: &[Bench] = rows![
     "resync-full", "a full copy of a disk to a standby that has none", resync::full;
     "resync-delta", "a copy of what a returning standby's disk lacks", resync::delta;
     "resync-slow-link", "a full copy of a disk over a gigabit, packed over not", slow_link::run;
-    "boot", "from `evertwin run` to the guest's first instruction", boot::run;
-    "memory", "what the process holds beyond the guest's RAM", memory::run;
     "stock-boot", "a stock kernel to its process 1, on an emulated host", stock_boot::run;
 ];

@@ -25,6 +25,8 @@ pub struct PairConfig {
     pub cmdline: String,
     /// Its memory, as in the config file.
     pub memory: String,
+    /// How many vCPUs it has.
+    pub vcpus: u8,
     /// Size of the disk in bytes, if it has one.
     pub disk: Option<u64>,
     /// Size of a second disk in bytes, if there is one: `disk2-NODE.img`.
@@ -57,6 +59,7 @@ impl Default for PairConfig {
             kernel: "pico".to_owned(),
             cmdline: "workload=kv ip=10.77.0.2/24 log=vda".to_owned(),
             memory: "128M".to_owned(),
+            vcpus: 1,
             disk: Some(64 << 20),
             second_disk: None,
             cache: None,
@@ -118,6 +121,9 @@ impl PairConfig {
             "name = \"demo\"\ncontrol = \"{{node}}.sock\"\nkernel = \"{}\"\ncmdline = \"{}\"\nmemory = \"{}\"\n",
             self.kernel, self.cmdline, self.memory
         );
+        if self.vcpus != 1 {
+            text += &format!("vcpus = {}\n", self.vcpus);
+        }
         if let Some(protection) = &self.protection {
             text += &format!("protection = \"{protection}\"\n");
         }
