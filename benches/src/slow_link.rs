@@ -44,7 +44,7 @@ pub fn run() -> Row {
         .floor("the same with pack off", &plain)
         .demand(Demand::at_most("packed over not", Unit::Ratio, share, AIM))
         .detail(format!(
-            "{:.0} MB on the link, {:.0} without packing; how fast it is is known after 12 MiB",
+            "{:.0} MB on the link, {:.0} without packing; how fast it is is known after 16 MiB",
             mb(&bytes[1]),
             mb(&bytes[0])
         ))

@@ -81,7 +81,7 @@ const PACKED: &str = "the link is slow: what goes over it is packed";
 const TEXT: u64 = 48 << 20;
 const ZEROES: u64 = 4 << 20;
 /// Of which so many go over the link before it is known how fast that is.
-const PLAIN: u64 = 12 << 20;
+const PLAIN: u64 = 16 << 20;
 
 /// Bytes that a whole copy of such a disk takes over a link of 800 Mbit/s. The guest then moves.
 fn copied_over_a_slow_link(pack: bool) -> u64 {

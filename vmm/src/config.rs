@@ -237,7 +237,7 @@ pub struct FastPath {
     pub poll: bool,
     /// Pages and state that were sent before travel as what changed in them since.
     pub deltas: bool,
-    /// Over a link that carries less than 2 Gbit/s, what is large travels packed.
+    /// Over a link that carries less than 1.6 Gbit/s, what is large travels packed.
     pub pack: bool,
 }
 

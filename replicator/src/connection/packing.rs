@@ -6,11 +6,11 @@ use tracing::info;
 
 use crate::wire::{Frame, Packer};
 
-/// Links that carry less, in bytes per second, are slow: 2 Gbit/s. One processor packs several times as much.
-const SLOW: f64 = 250e6;
+/// Links that carry less, in bytes per second, are slow: 1.6 Gbit/s. A processor packs two or three times as much, and has other work.
+const SLOW: f64 = 200e6;
 
 /// Sent bytes that may just fill the kernel's buffers say nothing of the link.
-const BUFFERED: u64 = 4 << 20;
+const BUFFERED: u64 = 8 << 20;
 
 /// So many bytes behind them, sent without a rest, tell how fast it is.
 const MEASURED: u64 = 8 << 20;
@@ -120,7 +120,7 @@ mod tests {
             packing.allow();
         }
         let mut now = Instant::now();
-        for _ in 0..13 {
+        for _ in 0..17 {
             packing.sent(1 << 20, false, now);
             now += Duration::from_micros(us);
         }
