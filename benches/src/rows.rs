@@ -23,7 +23,6 @@ macro_rules! rows {
     };
 }
 
-/// To start a process takes longer the more memory the one has that starts it, so this begins with that.
 pub(crate) const ROWS: &[Bench] = rows![
     "boot", "from `evertwin run` to the guest's first instruction", boot::run;
     "memory", "what the process holds beyond the guest's RAM", memory::run;

@@ -1,6 +1,6 @@
 //! A disk that was a copy becomes one again by what has changed since, if that is known, and else as a whole (I10).
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,7 +41,20 @@ fn with_a_point() -> Stage {
         Node::A,
         "both disks know a point: a later copy needs only what changes from here on",
     );
+    [Node::A, Node::B].map(|node| await_no_bits(&stage, node));
     stage
+}
+
+/// Waits until a record says of no region that it may have changed: the bits of the first copy are taken back a moment after the
+/// point. Who dies before that has all of the disk copied once more.
+fn await_no_bits(stage: &Stage, node: Node) {
+    let record = stage.lab.path(&format!("{}.mirror", image(node)));
+    let until = Instant::now() + STEP;
+    // Behind two headers of a page each; one bit for each of the disk's 64 MiB.
+    while fs::read(&record).unwrap()[8192..8200] != [0; 8] {
+        assert!(Instant::now() < until, "the bits of {node:?} stay");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// How the last copy from this twin went: its kind, its bytes, and why.
