@@ -41,7 +41,9 @@ fn with_a_point() -> Stage {
         Node::A,
         "both disks know a point: a later copy needs only what changes from here on",
     );
-    [Node::A, Node::B].map(|node| await_no_bits(&stage, node));
+    for node in [Node::A, Node::B] {
+        await_no_bits(&stage, node);
+    }
     stage
 }
 

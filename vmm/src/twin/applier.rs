@@ -310,6 +310,7 @@ impl Worker {
                 self.apply(batch)
             }
             Task::Finish => {
+                self.each_disk(Block::has_all);
                 machine::finish_copies(&self.devices);
                 Ok(())
             }

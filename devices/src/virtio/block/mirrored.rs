@@ -200,6 +200,13 @@ impl Block {
         }
     }
 
+    /// All that a copy brings has been written here.
+    pub fn has_all(&mut self) {
+        if let Some(mirror) = &mut self.mirrored.mirror {
+            mirror.has_all();
+        }
+    }
+
     /// Makes the point durable that has begun; `alone`: the twin has it, and all others can go.
     pub fn settle_point(&mut self, point: Point, alone: bool) {
         if let Some(mirror) = &mut self.mirrored.mirror {

@@ -30,12 +30,54 @@ pub(super) struct Copying {
     received: u32,
     /// The same, and is durable or on its way to be so.
     settled: u32,
+    /// All that it brings has been written.
+    whole: bool,
 }
 
 impl Copying {
-    /// Where it began, if all that it brings of a disk with so many blocks has been written.
-    pub(super) fn begin_if_whole(&self, blocks: u32) -> Option<Point> {
-        (self.received == blocks).then_some(self.point)
+    /// Where it began.
+    pub(super) fn point(&self) -> Point {
+        self.point
+    }
+
+    /// Whether all that it brings has been written.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole
+    }
+}
+
+/// What a copy brought, until it is durable.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    /// Where the copy began.
+    point: Point,
+    /// All that it brings of the blocks below this number.
+    below: u32,
+    /// What was written since, if the guest goes on here meanwhile: that is nowhere else.
+    since: BlockSet,
+}
+
+impl Arrived {
+    pub(super) fn new(point: Point, below: u32) -> Self {
+        let since = BlockSet::default();
+        Self {
+            point,
+            below,
+            since,
+        }
+    }
+
+    /// Something was written.
+    pub(super) fn note(&mut self, offset: u64, len: u64) {
+        self.since.insert_bytes(offset, len);
+    }
+
+    /// The disk lacks none of it any more.
+    pub(super) fn became_durable(self, points: &mut [Known]) {
+        for known in points.iter_mut().filter(|one| one.point == self.point) {
+            known.changed.remove_below(self.below);
+            known.changed.unite(&self.since);
+        }
     }
 }
 
@@ -52,7 +94,7 @@ impl Mirror {
     ) -> io::Result<()> {
         self.settling = None;
         self.copying = None;
-        self.copied = None;
+        self.arrived = None;
         self.points.retain(|known| Some(known.point) == from);
         let base = base.filter(|_| !self.failed);
         let unusable = match (from, &base) {
@@ -110,6 +152,7 @@ impl Mirror {
             point,
             received: 0,
             settled: 0,
+            whole: false,
         });
         self.write_header()
     }
@@ -125,6 +168,7 @@ impl Mirror {
             false => self.blocks,
         };
         copying.received = copying.received.max(whole);
+        copying.whole |= whole == self.blocks;
         // Breaks I10 on purpose: what is still in the host's memory only counts as received.
         fail::fail_point!("mirror::received_early", |_| {
             for known in &mut self.points {
@@ -136,6 +180,14 @@ impl Mirror {
         self.settle_received();
     }
 
+    /// The copy has ended: an epoch came behind all of it. The twin may not have told how far it was, nor know where it began; the next
+    /// point covers it.
+    pub(in super::super) fn has_all(&mut self) {
+        if let Some(copying) = &mut self.copying {
+            copying.whole = true;
+        }
+    }
+
     /// Makes what has been received durable, unless that is under way.
     pub(super) fn settle_received(&mut self) {
         let Some(copying) = &mut self.copying else {
@@ -145,7 +197,8 @@ impl Mirror {
             copying.settled = copying.received;
             // The twin has it: older points are of no use any more.
             let (point, received) = (copying.point, copying.received);
-            self.settle_with(point, true, received);
+            self.arrived = Some(Arrived::new(point, received));
+            self.settle(point, true);
         }
     }
 }

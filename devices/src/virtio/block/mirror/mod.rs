@@ -31,7 +31,7 @@ use super::image_id::{self, ImageId, changed_at};
 pub use blocks::{BLOCK_BYTES, BlockSet};
 pub(super) use blocks::{MAX_BYTES, blocks_of};
 pub use copying::CopyBase;
-use copying::Copying;
+use copying::{Arrived, Copying};
 pub use record::Point;
 use record::{Header, REGION_BYTES, page, page_of, pages, regions_of};
 
@@ -119,8 +119,6 @@ struct Settling {
     point: Point,
     /// It is the only one that is kept.
     alone: bool,
-    /// Blocks below this number are no longer missing once they are durable.
-    received: u32,
     /// Regions whose bits must be durable before a header says so.
     needed: Option<RoaringBitmap>,
     header_sent: bool,
@@ -145,8 +143,8 @@ pub(super) struct Mirror {
     settling: Option<Settling>,
     /// What comes into this disk, if it is being made a copy.
     copying: Option<Copying>,
-    /// Where a copy into this disk began that is whole, but for the next flush.
-    copied: Option<Point>,
+    /// What a copy brought that the next flush makes durable.
+    arrived: Option<Arrived>,
     /// The newest point is where a copy of this disk has begun.
     based: bool,
     /// Numbers the points that were settled, so that a late answer is not taken for another's.
@@ -227,7 +225,7 @@ impl Mirror {
             clearing: false,
             settling: None,
             copying: None,
-            copied: None,
+            arrived: None,
             based: false,
             settled: 0,
             reached: None,
@@ -327,10 +325,10 @@ impl Mirror {
             return;
         }
         self.settling = None;
-        let copying = self.copying.take();
-        self.copied = copying
-            .and_then(|copying| copying.begin_if_whole(self.blocks))
-            .or(self.copied);
+        let whole = self.copying.take().filter(Copying::is_whole);
+        if let Some(copying) = whole {
+            self.arrived = Some(Arrived::new(copying.point(), self.blocks));
+        }
         self.based = false;
         self.points
             .retain(|known| known.durable && known.point != point && keep.contains(&known.point));
@@ -348,16 +346,11 @@ impl Mirror {
     /// Makes a point durable that has begun, so that a later run knows it; `alone`: the twin does already, and older
     /// ones are of no use any more.
     pub(super) fn settle(&mut self, point: Point, alone: bool) {
-        self.settle_with(point, alone, 0);
-    }
-
-    fn settle_with(&mut self, point: Point, alone: bool, received: u32) {
         if self.points.iter().any(|known| known.point == point) {
             self.settled += 1;
             self.settling = Some(Settling {
                 point,
                 alone,
-                received,
                 needed: None,
                 header_sent: false,
             });
@@ -416,6 +409,9 @@ impl Mirror {
         fail::fail_point!("mirror::unnoted", |_| ());
         for known in &mut self.points {
             known.changed.insert_bytes(offset, len);
+        }
+        if let Some(arrived) = &mut self.arrived {
+            arrived.note(offset, len);
         }
     }
 
@@ -518,13 +514,8 @@ impl Mirror {
                     return;
                 };
                 let alone = settling.alone.then_some(settling.point);
-                let copied = self.copied.take();
-                for known in &mut self.points {
-                    if known.point == settling.point {
-                        known.changed.remove_below(settling.received);
-                    } else if Some(known.point) == copied {
-                        known.changed = BlockSet::default();
-                    }
+                if let Some(arrived) = self.arrived.take() {
+                    arrived.became_durable(&mut self.points);
                 }
                 let stay = self.points.iter();
                 let stay = stay.filter(|known| alone.is_none_or(|point| known.point == point));

@@ -109,13 +109,59 @@ fn a_copy_to_its_end_is_a_point_like_any_other() {
 fn a_point_that_comes_right_behind_a_copy_covers_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = image(&directory);
-    for (end, left) in [(u64::MAX, 0), (SIZE / 2, SIZE)] {
+    for (end, left) in [(u64::MAX, 0), (SIZE / 2, SIZE / 2), (0, SIZE)] {
         let mut standby = copying(&path);
         standby.mirror.received(end);
         // The copy's own flush has not ended.
         standby.point(6, &[Point(5)], false);
         assert_eq!(standby.mirror.held().changed.bytes(), left);
         assert_eq!(next_run(&path, standby).changed.bytes(), left);
+        let _ = fs::remove_file(path.with_extension("img.mirror"));
+    }
+}
+
+#[test]
+fn a_copy_is_whole_when_it_ends_though_nobody_told_how_far_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory);
+    let mut standby = copying(&path);
+    standby.mirror.has_all();
+    // Not before it is durable.
+    assert_eq!(standby.mirror.held().changed.bytes(), SIZE);
+    standby.point(6, &[Point(5)], false);
+    let held = next_run(&path, standby);
+    assert_eq!(held.points, [Point(5), Point(6)]);
+    assert!(held.changed.is_empty());
+}
+
+#[test]
+fn what_a_guest_writes_here_during_the_flush_of_its_copy_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory);
+    let with_a_point = |standby: &mut Run| {
+        standby.mirror.has_all();
+        standby
+            .mirror
+            .begin_point(Point(6), &[Point(5)], [].into_iter());
+        standby.mirror.settle(Point(6), false);
+    };
+    let without = |standby: &mut Run| standby.mirror.received(u64::MAX);
+    for flush in [&with_a_point as &dyn Fn(&mut Run), &without] {
+        let mut standby = copying(&path);
+        flush(&mut standby);
+        // The primary is gone, and with it all that it knew but for the begin of the copy.
+        standby.write(3 * MIB);
+        standby.work();
+        let changed = |held: Held| held.changed;
+        assert_eq!(changed(standby.mirror.held()), blocks(Some(48..49)));
+        let theirs = Held {
+            points: vec![Point(5)],
+            ..Held::default()
+        };
+        let common = standby.mirror.common(&theirs);
+        assert_eq!(common, Some((Point(5), blocks(Some(48..49)))));
+        // After a crash of this one as well: its region.
+        assert_eq!(changed(next_run(&path, standby)), blocks(Some(48..64)));
         let _ = fs::remove_file(path.with_extension("img.mirror"));
     }
 }
