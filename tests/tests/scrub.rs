@@ -175,6 +175,37 @@ fn both_memories_are_the_same() {
     assert_eq!((found.bytes, found.differences), (DISK + MEMORY, 0));
 }
 
+/// Of a process's address space.
+fn mapped(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages = statm.split(' ').next().unwrap();
+    pages.parse::<u64>().unwrap() * 4096
+}
+
+/// What epochs are compared with is given back, and the next one comes without it.
+#[test]
+fn an_idle_pair_forgets_what_was_sent() {
+    let mut stage = Stage::protected(&config(&PairConfig::default().cmdline));
+    let pid = stage.twin(Node::A).id();
+    for _ in 0..2 {
+        let load = stage.load(LoadOptions::default());
+        wait_for_more(&load, 200);
+        demand_clean(load);
+        let busy = mapped(pid);
+        // The cache's own size; the guest is quiet from here on.
+        let until = Instant::now() + STEP;
+        while mapped(pid) + 64 * MIB > busy {
+            assert!(Instant::now() < until, "{} of {busy}", mapped(pid));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let load = stage.load(LoadOptions::default());
+    wait_for_more(&load, 200);
+    demand_clean(load);
+    let found = scrub_with(&stage, &["scrub", "--memory"]);
+    assert_eq!((found.bytes, found.differences), (DISK + MEMORY, 0));
+}
+
 #[test]
 fn each_disk_is_compared() {
     let stage = Stage::protected(&PairConfig {

@@ -265,6 +265,7 @@ impl Driver<'_> {
             Ok(()) => {
                 let idle = into.pages.is_empty() && into.disk_writes.is_empty();
                 self.shipments.push_back(Shipment { epoch, capture });
+                self.last_epoch_was.is_now();
                 self.inputs.push_back(Input::Captured { epoch, idle });
                 if !last {
                     self.settle_sums(epoch, idle);
@@ -400,6 +401,7 @@ impl Driver<'_> {
         self.kept.committed(epoch);
         self.last_epoch = epoch;
         self.applied = Some(Instant::now());
+        self.last_epoch_was.is_now();
         crash_point("epoch::applied");
         Ok(())
     }

@@ -7,6 +7,7 @@ mod disks;
 mod failing;
 mod frames;
 mod growing;
+mod idle;
 mod inbound;
 mod level;
 mod missed;
@@ -40,6 +41,7 @@ use behind::Behind;
 use disks::Disks;
 use failing::Fails;
 use growing::Growth;
+use idle::LastEpoch;
 use inbound::Kept;
 use level::Admission;
 use missed::Missed;
@@ -86,6 +88,8 @@ pub(crate) struct Driver<'a> {
     lease_end: Option<Time>,
     /// What is taken of the guest's time, in percent.
     slowed: u8,
+    /// What may be given back, if no more come.
+    last_epoch_was: LastEpoch,
     /// A copy is over: the link's buffers are larger than what comes needs.
     link_gives_back: bool,
     /// More of the sync can be read without waiting for anything.
@@ -183,6 +187,7 @@ impl<'a> Driver<'a> {
             followed_sync: None,
             lease_end: None,
             slowed: 0,
+            last_epoch_was: LastEpoch::default(),
             link_gives_back: false,
             eager: false,
             assembly: Assembly::default(),
@@ -232,6 +237,7 @@ impl<'a> Driver<'a> {
             self.pump_sync();
             self.pump_scrub();
             self.watch_uplinks();
+            self.give_back_when_idle();
             self.look_for_peer()?;
             self.watch_peer()?;
             self.drain()?;
@@ -443,7 +449,9 @@ impl<'a> Driver<'a> {
             self.next_look_at_host(),
             self.next_look_at_uplinks(),
         ];
-        let moments = [network, self.forward_until, sync, scrub];
+        let idle = self.last_epoch_was.idle_at();
+        let idle = idle.filter(|_| self.shipments.is_empty());
+        let moments = [network, self.forward_until, sync, scrub, idle];
         let now = Instant::now();
         let moments = moments.into_iter().chain(looks).flatten();
         core.into_iter()

@@ -119,6 +119,15 @@ impl Assembly {
         self.running.take().map(|running| running.epoch)
     }
 
+    /// Gives back the memory of what was applied.
+    pub(crate) fn give_back_memory(&mut self) {
+        if self.running.is_none() {
+            self.capture = Capture::default();
+            self.changes = PageChanges::default();
+            self.list = PageList::default();
+        }
+    }
+
     fn clear(&mut self) {
         self.capture.clear();
         self.changes.clear();
