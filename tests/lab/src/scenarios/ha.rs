@@ -1,9 +1,7 @@
 //! A guest of which only the disks are replicated, on hosts that are lost.
 
-use std::time::Duration;
-
 use super::debian::{READY, start_mirrored};
-use super::pico::{small, with_load};
+use super::pico::{freeze_at_rest, small, with_load};
 use super::services::{CREATE, INSERT, await_lines, demand_rows, lose_primary, query};
 use crate::error::{LabError, demand};
 use crate::host::Ended;
@@ -71,15 +69,8 @@ pub(super) fn postgresql(lab: &mut Lab) -> Result<(), LabError> {
 
 pub(super) fn freeze(lab: &mut Lab) -> Result<(), LabError> {
     let (twins, judge) = under_load(lab)?;
-    // What has left the monitor, but not yet the machine, leaves it when it thaws: that is no harm.
-    judge.pause(lab)?;
-    std::thread::sleep(Duration::from_secs(2));
-    let acked = judge.acked();
-    lab.a.freeze();
-    let spoken = lab.frames_from(A);
-    // The frozen guest is asked for something, which it will find when it thaws.
-    judge.resume(lab)?;
-    demand_restarted(lab, &twins, acked)?;
+    let spoken = freeze_at_rest(lab, &judge)?;
+    demand_restarted(lab, &twins, judge.acked())?;
     lab.a.thaw();
     let ended = twins.on(A).await_end()?;
     demand!(

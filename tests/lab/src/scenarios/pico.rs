@@ -104,15 +104,21 @@ fn lose_the_primary(lab: &mut Lab, twins: &Twins, judge: Judge) -> Result<(), La
     judge.demand_clean(lab).map(drop)
 }
 
-/// Freezes the primary's host, and demands that it says nothing more when it thaws.
-pub(super) fn freeze_under(lab: &mut Lab, twins: &Twins, judge: Judge) -> Result<(), LabError> {
-    // Answers that have left the monitor, but not yet the machine, would leave it when it thaws. That is no harm,
-    // but this is about answers that it gives afterwards.
+/// Freezes the primary's host while its guest has nothing to say, and has it asked for something then. Returns how many frames had come
+/// from it. Answers that have left the monitor, but not yet the machine, would leave it when it thaws: that is no harm, but this is about
+/// answers that it gives afterwards.
+pub(super) fn freeze_at_rest(lab: &mut Lab, judge: &Judge) -> Result<usize, LabError> {
     judge.pause(lab)?;
     std::thread::sleep(Duration::from_secs(2));
     lab.a.freeze();
     let spoken = lab.frames_from(A);
     judge.resume(lab)?;
+    Ok(spoken)
+}
+
+/// Freezes the primary's host, and demands that it says nothing more when it thaws.
+pub(super) fn freeze_under(lab: &mut Lab, twins: &Twins, judge: Judge) -> Result<(), LabError> {
+    let spoken = freeze_at_rest(lab, &judge)?;
     twins.on(B).await_event("promoted")?;
     judge.await_more(100)?;
     lab.a.thaw();
