@@ -17,18 +17,18 @@ impl LastEpoch {
     pub(super) fn is_now(&mut self) {
         self.0 = Some(Instant::now());
     }
-
-    /// When the pair is idle, if no other epoch comes before.
-    pub(super) fn idle_at(&self) -> Option<Instant> {
-        self.0.map(|at| at + IDLE)
-    }
 }
 
 impl Driver<'_> {
+    /// When memory is to be given back, if no other epoch comes before.
+    pub(super) fn next_give_back(&self) -> Option<Instant> {
+        let last = self.last_epoch_was.0.filter(|_| self.shipments.is_empty());
+        last.map(|at| at + IDLE)
+    }
+
     /// Gives memory back that the next epochs may need, and may need not.
     pub(super) fn give_back_when_idle(&mut self) {
-        let idle = self.last_epoch_was.idle_at();
-        if idle.is_none_or(|at| Instant::now() < at) || !self.shipments.is_empty() {
+        if self.next_give_back().is_none_or(|at| Instant::now() < at) {
             return;
         }
         self.last_epoch_was = LastEpoch::default();

@@ -88,9 +88,9 @@ pub(crate) struct Driver<'a> {
     lease_end: Option<Time>,
     /// What is taken of the guest's time, in percent.
     slowed: u8,
-    /// What may be given back, if no more come.
+    /// What epochs need is given back some time after it.
     last_epoch_was: LastEpoch,
-    /// A copy is over: the link's buffers are larger than what comes needs.
+    /// A copy is over, or the pair is idle: the link's buffers are larger than what comes needs.
     link_gives_back: bool,
     /// More of the sync can be read without waiting for anything.
     eager: bool,
@@ -448,10 +448,9 @@ impl<'a> Driver<'a> {
             self.next_look(),
             self.next_look_at_host(),
             self.next_look_at_uplinks(),
+            self.next_give_back(),
         ];
-        let idle = self.last_epoch_was.idle_at();
-        let idle = idle.filter(|_| self.shipments.is_empty());
-        let moments = [network, self.forward_until, sync, scrub, idle];
+        let moments = [network, self.forward_until, sync, scrub];
         let now = Instant::now();
         let moments = moments.into_iter().chain(looks).flatten();
         core.into_iter()

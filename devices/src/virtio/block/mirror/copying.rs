@@ -163,16 +163,16 @@ impl Mirror {
         let Some(copying) = &mut self.copying else {
             return;
         };
-        let whole = match end < u64::from(self.blocks) * BLOCK_BYTES {
+        let below = match end < u64::from(self.blocks) * BLOCK_BYTES {
             true => u32::try_from(end / BLOCK_BYTES).unwrap_or(self.blocks),
             false => self.blocks,
         };
-        copying.received = copying.received.max(whole);
-        copying.whole |= whole == self.blocks;
+        copying.received = copying.received.max(below);
+        copying.whole |= below == self.blocks;
         // Breaks I10 on purpose: what is still in the host's memory only counts as received.
         fail::fail_point!("mirror::received_early", |_| {
             for known in &mut self.points {
-                known.changed.remove_below(whole);
+                known.changed.remove_below(below);
             }
             self.clearing = true;
             self.mark();
